@@ -1,0 +1,230 @@
+"""YAML + key=value overrides -> one frozen, strict `TrainConfig`; the only place with defaults.
+
+Contract: default < YAML < command line; all problems are raised at once with file and line; unknown keys name the nearest
+known one; nothing is written. `epoch` is another name of `epochs`. Rejected: argparse flags for each parameter (two lists
+of names to keep equal) and omegaconf (no bounds, no meanings).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rankery.errors import InputError
+
+ALIASES = {"epoch": "epochs"}
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a training run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # Model
+    model_name_or_path: str = Field(description="base model or reranker: a Hugging Face name or a folder")
+    model_type: Literal["bert_encoder"] = Field("bert_encoder", description="kind of model (llm_decoder: a later release)")
+    max_len: int = Field(512, gt=0, description="tokens of a pair at most, special tokens included")
+    num_labels: int = Field(1, ge=1, description="logits of the model; above 1: one class for each integer label")
+    query_format: str = Field("{}", description="text around the query, {} is the query")
+    document_format: str = Field("{}", description="text around the document, {} is the document")
+    seq: str = Field("", description="between query and document; used by llm_decoder only")
+    special_token: str = Field("", description="ends the input; used by llm_decoder only")
+    hidden_dropout: float | None = Field(None, ge=0, lt=1, description="dropout on hidden states; empty: the model's own")
+    attention_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout on attention probabilities; empty: the model's own"
+    )
+    trust_remote_code: bool = Field(False, description="run model code that the checkpoint brings along")
+    revision: str | None = Field(None, description="branch, tag or commit on the model hub")
+    cache_dir: str | None = Field(None, description="folder of downloaded models; empty: Hugging Face's own")
+    # Data
+    train_dataset: str | list[str] = Field(description="JSONL file, list of files or glob")
+    val_dataset: str | list[str] | None = Field(None, description="same for evaluation while training; empty: none")
+    max_label: float = Field(1.0, description="largest label in the data")
+    min_label: float = Field(0.0, description="smallest label in the data")
+    dataset_cache_dir: str | None = Field(None, description="folder of tokenised data; empty: the user's cache folder")
+    num_workers: int = Field(0, ge=0, description="worker processes that prepare batches")
+    # Training
+    output_dir: str = Field(description="folder of the final model, checkpoints and logs")
+    loss_type: Literal["point_ce", "point_mse"] = Field("point_ce", description="loss")
+    epochs: int = Field(1, gt=0, description="passes over the training data")
+    lr: float = Field(2e-5, gt=0, description="peak learning rate")
+    lr_groups: dict[str, float] = Field(
+        default_factory=dict, description="own peak learning rate for parameters whose name a regular expression finds"
+    )
+    batch_size: int = Field(32, gt=0, description="(query, document) pairs a batch, on each process")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="batches whose gradients one update sums")
+    seed: int = Field(42, ge=0, description="decides data order, new weights and dropout")
+    warmup_proportion: float = Field(0.1, ge=0, lt=1, description="share of updates with rising lr; 0: cosine decay at once")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; never on biases and norms")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or plain sgd (for checks of gradients)")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="precision of computation; weights stay fp32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    token_budget: int | None = Field(
+        None, gt=0, description="tokens a micro-batch computes at most, padding included; empty: chosen for the device"
+    )
+    # Evaluation, saving, logging
+    eval_steps: int | None = Field(None, gt=0, description="evaluate every so many updates; empty: every epoch")
+    save_steps: int | None = Field(None, gt=0, description="save a checkpoint every so many updates; empty: none between")
+    save_on_epoch_end: bool = Field(True, description="save a checkpoint at the end of every epoch")
+    num_max_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept")
+    best_metric: str | None = Field(
+        "auto", description="metric whose best model is kept (auto: nDCG@10); empty: the last model is"
+    )
+    patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better best_metric")
+    recall_at: list[int] = Field(default_factory=lambda: [10], description="cut-offs of Recall@k")
+    log_interval: int = Field(10, gt=0, description="log the loss every so many updates")
+    log_with: Literal["tensorboard", "wandb", "none"] = Field("tensorboard", description="tracker")
+    resume: bool = Field(False, description="go on from the newest whole checkpoint in output_dir")
+    overwrite: bool = Field(False, description="replace the run in output_dir; what the run did not write stays")
+
+
+# Keys that may differ between a run and its resumption: they change no number of the model.
+RESUME_FREE = frozenset(
+    "output_dir num_workers token_budget save_steps save_on_epoch_end num_max_checkpoints log_interval log_with resume "
+    "overwrite cache_dir dataset_cache_dir".split()
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 5e-5 as a number (YAML 1.1 wants 5.0e-5)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value, read as YAML reads it."""
+    return yaml.load(text, _Loader)
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words (a leading -- is allowed) as a dictionary.
+
+    Raises:
+        InputError: words of another form.
+    """
+    bad = [word for word in arguments if "=" not in word]
+    if bad:
+        raise InputError([f"command line: got {word!r}; expected key=value, for example lr=5e-5" for word in bad])
+    pairs = (word.removeprefix("--").split("=", 1) for word in arguments)
+    return {key: parse_value(value) for key, value in pairs}
+
+
+def load_config(source: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of a run: defaults, then `source` (YAML file or mapping), then overrides.
+
+    Raises:
+        InputError: with every problem, each with the file and line of its key.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    if isinstance(source, str | Path):
+        layers = [_read_yaml(Path(source))]
+    else:
+        layers = [(dict(source or {}), {key: "configuration" for key in source or {}})]
+    layers.append((dict(overrides or {}), {key: "command line" for key in overrides or {}}))
+    for layer, layer_places in layers:
+        for key, value in layer.items():
+            name = ALIASES.get(key, key)
+            if name in layer and name != key:
+                problems.append(f"{layer_places[key]}: both {key} and {name} are set; they are one key: keep one")
+            values[name], places[name] = value, layer_places[key]
+    known = TrainConfig.model_fields
+    for key in [key for key in values if key not in known]:
+        near = difflib.get_close_matches(str(key), [*known, *ALIASES], 1)
+        hint = f"; did you mean {near[0]}?" if near else "; docs/configuration.md lists the keys"
+        problems.append(f"{places[key]}: unknown key {key}{hint}")
+        del values[key]
+    # An empty value means "the default", or "none" where the default is none.
+    values = {key: value for key, value in values.items() if value is not None or known[key].default is None}
+    if "best_metric" in places and "best_metric" not in values:
+        values["best_metric"] = None
+    if values.get("val_dataset") in ("", []):
+        values["val_dataset"] = None
+    try:
+        config = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors():
+            key = str(detail["loc"][0])
+            place = places.get(key, "configuration")
+            if detail["type"] == "missing":
+                problems.append(f"{key} is not set; expected: {known[key].description}")
+            else:
+                problems.append(f"{place}: {key} is {detail['input']!r}; {detail['msg']} ({known[key].description})")
+        raise InputError(problems) from None
+    problems += _contradictions(config, places)
+    if problems:
+        raise InputError(problems)
+    return config
+
+
+def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[str]:
+    def at(key: str) -> str:
+        return places.get(key, "default")
+
+    problems = []
+    if config.min_label >= config.max_label:
+        problems.append(
+            f"{at('max_label')}: min_label is {config.min_label:g} and max_label {config.max_label:g}; "
+            "expected min_label below max_label"
+        )
+    for key in ("query_format", "document_format"):
+        if "{}" not in getattr(config, key):
+            problems.append(f"{at(key)}: {key} is {getattr(config, key)!r}; expected a text with {{}} where the text goes")
+    for key in ("seq", "special_token"):
+        if getattr(config, key):
+            problems.append(f"{at(key)}: {key} is {getattr(config, key)!r}; bert_encoder does not use it: leave it empty")
+    classes = config.max_label - config.min_label + 1
+    if config.num_labels > 1 and (config.loss_type != "point_ce" or config.num_labels != classes):
+        problems.append(
+            f"{at('num_labels')}: num_labels is {config.num_labels} with loss_type {config.loss_type} and labels from "
+            f"{config.min_label:g} to {config.max_label:g}; expected num_labels 1, or one class for each integer label "
+            f"(max_label - min_label + 1 = {classes:g}) with point_ce"
+        )
+    if config.resume and config.overwrite:
+        problems.append(f"{at('resume')}: resume and overwrite are both true; expected one of them")
+    for pattern in config.lr_groups:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.append(f"{at('lr_groups')}: lr_groups key {pattern!r} is no regular expression: {error}")
+    return problems
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(values, `file:line` of each key) of a YAML file that holds one mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected a YAML file such as config/training_bert.yaml") from None
+    try:
+        node = yaml.compose(text, _Loader)
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path}: holds no keys; expected lines of the form key: value")
+    places: dict[str, str] = {}
+    problems = []
+    for key_node, _ in node.value:
+        if key_node.value in places:
+            problems.append(f"{path}:{key_node.start_mark.line + 1}: {key_node.value} is set twice; keep one")
+        places[key_node.value] = f"{path}:{key_node.start_mark.line + 1}"
+    if problems:
+        raise InputError(problems)
+    return values, places
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The configuration as YAML that `load_config` reads back to the same object."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,200 @@
+"""Records -> token ids on disk, tokenised once, memory-mapped ever after.
+
+Contract: `encode` gives the same arrays for the same files, tokenizer, template and label range; the key of the cache folder
+is a hash of all of them, and a folder appears whole or not at all (written aside, renamed). Each query is stored once, each
+document once a pair, both cut to the room they can ever have. Cost: one tokenisation; then a start reads sizes only, and
+resident anonymous memory does not grow with the data. Rejected: tokenising in the data loader (again every epoch, and
+lengths are unknown when steps are planned), and Arrow data sets (sequences of joined ids store each query once a document).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from rankery.data.records import LabelRange, QueryRecord, content_digest, read_records, text_hash
+from rankery.data.template import PairTemplate, tokenize
+
+CACHE_VERSION = 1
+RECORDS_AT_ONCE = 512
+# The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
+ARRAYS = {
+    "query_end": "int64",  # [Q] where each query's ids end in query_tokens
+    "query_length": "int32",  # [Q] tokens before any cut
+    "document_end": "int64",  # [P]
+    "document_length": "int32",  # [P]
+    "pair_query": "int32",  # [P] index of the pair's query
+    "label": "float32",  # [P] as in the file
+    "key": "uint64",  # [P] hash of the two texts, to break ties
+    "line": "int32",  # [P] line in its file
+    "file": "uint16",  # [P] index in meta["paths"]
+}
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Memory-mapped (query, document, label) pairs; see ARRAYS for the names and shapes of `arrays`."""
+
+    arrays: dict[str, np.ndarray]
+    template: PairTemplate
+    labels: LabelRange
+    paths: tuple[str, ...]
+    lengths: np.ndarray  # [P] tokens of each joined, truncated pair
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def queries(self) -> int:
+        return len(self.arrays["query_end"])
+
+    def build(self, pair: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """(input_ids, token_type_ids or None) of one pair, [tokens]."""
+        query = int(self.arrays["pair_query"][pair])
+        query_ids = _piece(self.arrays["query_tokens"], self.arrays["query_end"], query)
+        document_ids = _piece(self.arrays["document_tokens"], self.arrays["document_end"], pair)
+        return self.template.build(query_ids, document_ids)
+
+    def targets(self, pairs: np.ndarray) -> np.ndarray:
+        """Labels scaled evenly from [min_label, max_label] to [0, 1], float32."""
+        low, high = self.labels.min_label, self.labels.max_label
+        return ((self.arrays["label"][pairs] - low) / (high - low)).astype(np.float32)
+
+    def where(self, pair: int) -> str:
+        """`file:line` of a pair, for messages."""
+        return f"{self.paths[self.arrays['file'][pair]]}:{self.arrays['line'][pair]}"
+
+
+def _piece(tokens: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
+    start = ends[index - 1] if index else 0
+    return tokens[start : ends[index]]
+
+
+def default_cache_folder() -> Path:
+    """Where token caches live: $RANKERY_CACHE, else the user's cache folder. Deleting it costs a tokenisation, no more."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rankery"
+    return Path(os.environ.get("RANKERY_CACHE", fallback))
+
+
+def cache_key(paths: list[Path], tokenizer: Any, template: PairTemplate, labels: LabelRange) -> str:
+    """Name of the cache folder: a hash of everything that decides what is in it."""
+    parts = (
+        str(CACHE_VERSION),
+        content_digest(paths),
+        hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest(),
+        template.fingerprint(),
+        f"{labels.min_label!r} {labels.max_label!r}",
+    )
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def is_cached(folder: Path) -> bool:
+    """Whether a cache folder is there and whole."""
+    try:
+        sizes = json.loads((folder / "meta.json").read_text())["bytes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def encode(
+    paths: list[Path], tokenizer: Any, template: PairTemplate, labels: LabelRange, folder: Path, progress: Any = iter
+) -> None:
+    """Tokenises the files into `folder` unless a whole cache is there already. `progress` wraps the iterator of records."""
+    if is_cached(folder):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(aside, progress(read_records(paths, labels)), tokenizer, template, paths)
+        if folder.exists():
+            shutil.rmtree(folder)  # half a cache: another version's, or damaged
+        aside.rename(folder)
+    except OSError:
+        if not is_cached(folder):  # else another run finished the same cache first
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def open_encoded(folder: Path, template: PairTemplate, labels: LabelRange, paths: list[Path]) -> EncodedPairs:
+    """Opens a cache folder; reads lengths, maps the rest."""
+    meta = json.loads((folder / "meta.json").read_text())
+    types = {**ARRAYS, "query_tokens": meta["token_type"], "document_tokens": meta["token_type"]}
+    arrays = {}
+    for name, dtype in types.items():
+        file = folder / f"{name}.bin"
+        arrays[name] = np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype=dtype)
+    query_kept, document_kept = template.cut(
+        arrays["query_length"][arrays["pair_query"]].astype(np.int64), arrays["document_length"].astype(np.int64)
+    )
+    lengths = (query_kept + document_kept + template.specials).astype(np.int32)
+    return EncodedPairs(arrays, template, labels, tuple(map(str, paths)), lengths)
+
+
+def _write(
+    folder: Path, records: Iterable[QueryRecord], tokenizer: Any, template: PairTemplate, paths: list[Path]
+) -> None:
+    token_type = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+    names = [*ARRAYS, "query_tokens", "document_tokens"]
+    files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("wb") for name in names}
+    file_index = {str(path): index for index, path in enumerate(paths)}
+    seen: dict[int, int] = {}  # pair lines: hash of a query -> its index
+    ends = {"query": 0, "document": 0}
+    queries = 0
+
+    def put(name: str, values: Any) -> None:
+        np.asarray(values, dtype=ARRAYS.get(name, token_type)).tofile(files[name])
+
+    def put_texts(kind: str, texts: list[str]) -> None:
+        pieces = tokenize(tokenizer, texts)
+        lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        kept = np.minimum(lengths, template.room)
+        put(f"{kind}_length", lengths)
+        put(f"{kind}_end", ends[kind] + np.cumsum(kept))
+        put(f"{kind}_tokens", [token for piece in pieces for token in piece[: template.room]])
+        ends[kind] += int(kept.sum())
+
+    try:
+        for chunk in _chunks(records, RECORDS_AT_ONCE):
+            new_queries: list[str] = []
+            of_record: list[int] = []
+            for record in chunk:
+                index = seen.get(text_hash(record.query)) if record.is_pair_line else None
+                if index is None:
+                    index = queries + len(new_queries)
+                    new_queries.append(template.format_query(record.query))
+                    if record.is_pair_line:
+                        seen[text_hash(record.query)] = index
+                of_record.append(index)
+            queries += len(new_queries)
+            put_texts("query", new_queries)
+            put_texts("document", [template.format_document(text) for record in chunk for text in record.documents])
+            sizes = [len(record.documents) for record in chunk]
+            put("pair_query", np.repeat(of_record, sizes))
+            put("label", [label for record in chunk for label in record.labels])
+            put("key", [text_hash(record.query, text) for record in chunk for text in record.documents])
+            put("line", [line for record in chunk for line in record.lines])
+            put("file", np.repeat([file_index[record.path] for record in chunk], sizes))
+    finally:
+        for file in files.values():
+            file.close()
+    sizes_written = {f"{name}.bin": (folder / f"{name}.bin").stat().st_size for name in names}
+    meta = {"version": CACHE_VERSION, "token_type": token_type, "bytes": sizes_written}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _chunks(records: Iterable[QueryRecord], size: int) -> Iterator[list[QueryRecord]]:
+    iterator = iter(records)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

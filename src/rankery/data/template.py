@@ -1,0 +1,128 @@
+"""How a query and a document become one sequence of token ids; and what truncation cuts.
+
+    prefix + query + middle + document + suffix        (BERT: [CLS] query [SEP] document [SEP])
+
+Contract: the special ids are read off the tokenizer itself, so every fast tokenizer's own pair format comes out, id for
+id, as `tokenizer(query, document)` gives it when nothing is cut. The pieces are tokenised apart, once, and joined here:
+the same query is never tokenised twice. Rejected: the tokenizer's own truncation ("longest first" eats the query;
+"only second" fails on long queries).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rankery.errors import InputError
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """Special ids around the two texts, their token types, and the length limit (in tokens, specials included)."""
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+    token_types: tuple[int, int, int, int, int] | None  # of prefix, query, middle, document, suffix; None: not used
+    max_len: int
+    pad_token_id: int
+    query_format: str = "{}"
+    document_format: str = "{}"
+
+    @property
+    def specials(self) -> int:
+        """Tokens of the sequence that are neither query nor document."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+    @property
+    def room(self) -> int:
+        """Tokens left for query and document together."""
+        return self.max_len - self.specials
+
+    def cut(self, query_tokens: Any, document_tokens: Any) -> tuple[Any, Any]:
+        """Tokens of query and document that are kept; takes and gives ints or arrays.
+
+        What is over the limit is taken from the document, as long as it keeps half of the room; the rest from the query.
+        """
+        document_room = np.maximum(self.room - query_tokens, self.room - self.room // 2)
+        document_kept = np.minimum(document_tokens, document_room)
+        return np.minimum(query_tokens, self.room - document_kept), document_kept
+
+    def format_query(self, query: str) -> str:
+        return self.query_format.replace("{}", query)
+
+    def format_document(self, document: str) -> str:
+        return self.document_format.replace("{}", document)
+
+    def build(self, query_ids: Sequence[int], document_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Joined (input_ids [tokens], token_type_ids [tokens] or None), truncated to max_len."""
+        query_kept, document_kept = self.cut(len(query_ids), len(document_ids))
+        pieces = (self.prefix, query_ids[:query_kept], self.middle, document_ids[:document_kept], self.suffix)
+        ids = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces])
+        if self.token_types is None:
+            return ids, None
+        return ids, np.repeat(np.asarray(self.token_types, dtype=np.int64), [len(piece) for piece in pieces])
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(json.dumps(self.to_dict()).encode(), digest_size=16).hexdigest()
+
+
+def pair_template(
+    tokenizer: Any, max_len: int, query_format: str = "{}", document_format: str = "{}", uses_token_types: bool = True
+) -> PairTemplate:
+    """Reads the pair format off a fast Hugging Face tokenizer.
+
+    Raises:
+        InputError: a slow tokenizer, one without a pad token, a format without {}, or a max_len without room for text.
+    """
+    problems = [
+        f"{name} is {value!r}; expected a text with {{}} where the {name.split('_')[0]} goes"
+        for name, value in (("query_format", query_format), ("document_format", document_format))
+        if "{}" not in value
+    ]
+    if not getattr(tokenizer, "is_fast", False):
+        problems.append(f"the tokenizer is a {type(tokenizer).__name__}; expected a fast one (with a tokenizer.json)")
+    elif tokenizer.pad_token_id is None:
+        problems.append("the tokenizer has no pad token; set one with tokenizer.pad_token = ... and save it")
+    if problems:
+        raise InputError(problems)
+    template = PairTemplate(*_probe(tokenizer, uses_token_types), max_len, tokenizer.pad_token_id, query_format, document_format)
+    if template.room < 2:
+        raise InputError(f"max_len is {max_len}; expected at least {template.specials + 2}: the template alone takes {template.specials} tokens")
+    return template
+
+
+def _probe(tokenizer: Any, uses_token_types: bool) -> tuple[Any, Any, Any, Any]:
+    """(prefix, middle, suffix, token types) from the encoding of a pair of short texts."""
+    encoding = tokenizer("a", "b")
+    ids, sources = encoding["input_ids"], encoding.sequence_ids(0)
+    first_query, first_document = sources.index(0), sources.index(1)
+    query_end = len(sources) - sources[::-1].index(0)
+    document_end = len(sources) - sources[::-1].index(1)
+    assert query_end <= first_document, "the tokenizer puts the document before the query"
+    cuts = (slice(0, first_query), slice(query_end, first_document), slice(document_end, None))
+    token_types = None
+    if uses_token_types and "token_type_ids" in encoding:
+        types = encoding["token_type_ids"]
+        at = (0, first_query, query_end if query_end < first_document else first_query, first_document, -1)
+        token_types = tuple(types[i] for i in at)
+    prefix, middle, suffix = (tuple(ids[cut]) for cut in cuts)
+    return prefix, middle, suffix, token_types
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts without special tokens; the fast tokenizer works on all cores."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    return encoded["input_ids"]

@@ -1,0 +1,26 @@
+"""The one exception that users meet for bad input: every problem found, one a line.
+
+A `ValueError`, so that callers need not know rankery to catch it. Each problem says where (file and line), what was
+got, what was expected and how to mend it. The alternative, raising at the first problem, makes people fix their
+data one run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SHOWN_PROBLEMS = 20
+
+
+class InputError(ValueError):
+    """Bad configuration, data or checkpoint; `problems` holds one sentence for each thing that is wrong."""
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        shown = self.problems[:SHOWN_PROBLEMS]
+        if len(self.problems) > len(shown):
+            shown.append(f"... and {len(self.problems) - len(shown)} more")
+        super().__init__("\n".join(shown))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[list[str]]]:
+        return (type(self), (self.problems,))  # worker processes hand it over by pickle: keep the list, not the text
