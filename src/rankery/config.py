@@ -28,14 +28,18 @@ class TrainConfig(BaseModel):
 
     # Model
     model_name_or_path: str = Field(description="base model or reranker: a Hugging Face name or a folder")
-    model_type: Literal["bert_encoder"] = Field("bert_encoder", description="kind of model (llm_decoder: a later release)")
+    model_type: Literal["bert_encoder"] = Field(
+        "bert_encoder", description="kind of model (llm_decoder: a later release)"
+    )
     max_len: int = Field(512, gt=0, description="tokens of a pair at most, special tokens included")
     num_labels: int = Field(1, ge=1, description="logits of the model; above 1: one class for each integer label")
     query_format: str = Field("{}", description="text around the query, {} is the query")
     document_format: str = Field("{}", description="text around the document, {} is the document")
     seq: str = Field("", description="between query and document; used by llm_decoder only")
     special_token: str = Field("", description="ends the input; used by llm_decoder only")
-    hidden_dropout: float | None = Field(None, ge=0, lt=1, description="dropout on hidden states; empty: the model's own")
+    hidden_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout on hidden states; empty: the model's own"
+    )
     attention_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout on attention probabilities; empty: the model's own"
     )
@@ -60,18 +64,24 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(32, gt=0, description="(query, document) pairs a batch, on each process")
     gradient_accumulation_steps: int = Field(1, gt=0, description="batches whose gradients one update sums")
     seed: int = Field(42, ge=0, description="decides data order, new weights and dropout")
-    warmup_proportion: float = Field(0.1, ge=0, lt=1, description="share of updates with rising lr; 0: cosine decay at once")
+    warmup_proportion: float = Field(
+        0.1, ge=0, lt=1, description="share of updates with rising lr; 0: cosine decay at once"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; never on biases and norms")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or plain sgd (for checks of gradients)")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: not clipped")
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="precision of computation; weights stay fp32")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="precision of computation; weights stay fp32"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
     token_budget: int | None = Field(
         None, gt=0, description="tokens a micro-batch computes at most, padding included; empty: chosen for the device"
     )
     # Evaluation, saving, logging
     eval_steps: int | None = Field(None, gt=0, description="evaluate every so many updates; empty: every epoch")
-    save_steps: int | None = Field(None, gt=0, description="save a checkpoint every so many updates; empty: none between")
+    save_steps: int | None = Field(
+        None, gt=0, description="save a checkpoint every so many updates; empty: none between"
+    )
     save_on_epoch_end: bool = Field(True, description="save a checkpoint at the end of every epoch")
     num_max_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept")
     best_metric: str | None = Field(
@@ -119,7 +129,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return {key: parse_value(value) for key, value in pairs}
 
 
-def load_config(source: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+def load_config(
+    source: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None
+) -> TrainConfig:
     """The configuration of a run: defaults, then `source` (YAML file or mapping), then overrides.
 
     Raises:
@@ -180,10 +192,14 @@ def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[str]
         )
     for key in ("query_format", "document_format"):
         if "{}" not in getattr(config, key):
-            problems.append(f"{at(key)}: {key} is {getattr(config, key)!r}; expected a text with {{}} where the text goes")
+            problems.append(
+                f"{at(key)}: {key} is {getattr(config, key)!r}; expected a text with {{}} where the text goes"
+            )
     for key in ("seq", "special_token"):
         if getattr(config, key):
-            problems.append(f"{at(key)}: {key} is {getattr(config, key)!r}; bert_encoder does not use it: leave it empty")
+            problems.append(
+                f"{at(key)}: {key} is {getattr(config, key)!r}; bert_encoder does not use it: leave it empty"
+            )
     classes = config.max_label - config.min_label + 1
     if config.num_labels > 1 and (config.loss_type != "point_ce" or config.num_labels != classes):
         problems.append(
@@ -206,7 +222,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected a YAML file such as config/training_bert.yaml") from None
+        raise InputError(
+            f"{path}: cannot be read ({error}); expected a YAML file such as config/training_bert.yaml"
+        ) from None
     try:
         node = yaml.compose(text, _Loader)
         values = yaml.load(text, _Loader)

@@ -78,7 +78,9 @@ def expand_paths(spec: str | Path | Sequence[str | Path]) -> list[Path]:
         found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
             kind = "is a folder" if Path(item).is_dir() else "does not exist"
-            problems.append(f"{item}: {kind}; expected a .jsonl or .jsonl.gz file, a list of them or a glob such as data/*.jsonl")
+            problems.append(
+                f"{item}: {kind}; expected a .jsonl or .jsonl.gz file, a list of them or a glob such as data/*.jsonl"
+            )
         paths += [path for path in found if path not in paths]
     if problems:
         raise InputError(problems)

@@ -94,9 +94,13 @@ def pair_template(
         problems.append("the tokenizer has no pad token; set one with tokenizer.pad_token = ... and save it")
     if problems:
         raise InputError(problems)
-    template = PairTemplate(*_probe(tokenizer, uses_token_types), max_len, tokenizer.pad_token_id, query_format, document_format)
+    template = PairTemplate(
+        *_probe(tokenizer, uses_token_types), max_len, tokenizer.pad_token_id, query_format, document_format
+    )
     if template.room < 2:
-        raise InputError(f"max_len is {max_len}; expected at least {template.specials + 2}: the template alone takes {template.specials} tokens")
+        raise InputError(
+            f"max_len is {max_len}; expected at least {template.specials + 2}: the template alone takes {template.specials} tokens"
+        )
     return template
 
 

@@ -1,0 +1,29 @@
+"""rankery: fine-tune, distil, evaluate and run text rerankers. Heavy imports wait until a name is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rankery.errors import InputError
+
+if TYPE_CHECKING:
+    from rankery.models.cross_encoder import CrossEncoder
+    from rankery.models.reranker import RankedDocument, Reranker
+    from rankery.train.run import train
+
+__version__ = "0.1.0"
+__all__ = ["CrossEncoder", "InputError", "RankedDocument", "Reranker", "__version__", "train"]
+
+_HOMES = {
+    "CrossEncoder": "rankery.models.cross_encoder",
+    "RankedDocument": "rankery.models.reranker",
+    "Reranker": "rankery.models.reranker",
+    "train": "rankery.train.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'rankery' has no attribute {name!r}")

@@ -1,0 +1,61 @@
+"""What a device computes well: tokens a micro-batch, attention kernel, memory settings. Pure functions of model and device.
+
+Rejected: timing candidates at start; noise would choose different cuts in different runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import Any
+
+import torch
+
+CPU_BUDGET = 2048  # activations of a small encoder stay near the caches, and cuts by length stay fine
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+
+
+def default_token_budget(config: Any, device: torch.device, training: bool) -> int:
+    """Tokens of a micro-batch (padding included) for a transformers config on a device."""
+    if device.type == "cpu":
+        return CPU_BUDGET
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 8 << 30
+    layers, width = config.num_hidden_layers, config.hidden_size
+    # About 34 half-precision activations of the model's width a layer are kept for the backward pass (Korthikanti et
+    # al. 2022, section 4); a third of the memory is theirs. Prediction keeps a few layers' worth only.
+    bytes_per_token = 34 * width * (layers if training else 4)
+    fitting = memory // 3 // bytes_per_token
+    return max(2048, min(1 << 17, 1 << (int(fitting).bit_length() - 1)))
+
+
+def attention_for(device: torch.device, dtype: torch.dtype) -> str:
+    """transformers' attention implementation that is fastest there.
+
+    torch's fused CPU kernel loses to plain matrix products in bf16, forward and backward (docs/decisions.md).
+    """
+    return "eager" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
+
+
+def set_attention(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Switches a transformers model to `attention_for`, where the model has that implementation."""
+    wanted = attention_for(device, dtype)
+    supported = wanted == "eager" or getattr(model, "_supports_sdpa", False)
+    if supported and model.config._attn_implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(wanted)
+
+
+def pad_multiple(device: torch.device) -> int:
+    """Sequence lengths are rounded up to this: tensor cores want 8, CPUs nothing."""
+    return 1 if device.type == "cpu" else 8
+
+
+def keep_large_blocks() -> bool:
+    """Makes glibc keep freed large blocks, instead of returning each and faulting its pages in again; True when done.
+
+    RANKERY_KEEP_BLOCKS=0 leaves the allocator alone. Other C libraries and systems are left alone too.
+    """
+    if os.environ.get("RANKERY_KEEP_BLOCKS", "1") == "0" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) and libc.mallopt(M_TRIM_THRESHOLD, 1 << 30))

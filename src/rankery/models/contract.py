@@ -1,0 +1,234 @@
+"""A saved model directory is a contract: `rankery.json` says how it scores, and holds golden scores to prove it.
+
+Contract of the contract: the directory is a plain Hugging Face sequence-classification directory (safetensors), written
+aside, synced and renamed, so that nobody reads half of one; golden logits are computed from the directory as written, in
+fp32; each dtype's tolerance is measured at that moment. Loading compares. Cost: eight short probes. Rejected: hashes of the
+files, which say that bytes are the same but not that scores are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rankery.data.template import PairTemplate
+from rankery.errors import InputError
+
+if TYPE_CHECKING:
+    from rankery.models.reranker import Reranker
+
+CONTRACT_FILE = "rankery.json"
+FORMAT_VERSION = 1
+# Short, of different lengths, so that a batch of them pads; swapped, empty and non-English ones among them.
+PROBES = (
+    ("how do plants make food", "Plants turn light, water and carbon dioxide into sugar; this is photosynthesis."),
+    ("how do plants make food", "The train to the coast leaves at noon."),
+    ("The train to the coast leaves at noon.", "how do plants make food"),
+    ("capital of France", "Paris"),
+    ("capital of France", "Paris is the capital of France, and its largest city, on the river Seine in the north."),
+    ("月亮有多远", "月球与地球的平均距离约为三十八万公里。"),
+    ("empty document", ""),
+    ("3.14 * 2 = ?", "6.28"),
+)
+FLOAT32_TOLERANCE = 2e-4  # times the largest golden logit, 1 at least: other CPUs, kernels and devices
+HALF_MARGIN = 4.0  # half-precision tolerance: this times the largest deviation measured when saving ...
+HALF_FLOOR = 5e-3  # ... and no less than this
+
+
+def read_contract(folder: Path) -> dict[str, Any] | None:
+    """The contract of a model directory; None where there is none (a hub name, another library's model).
+
+    Raises:
+        InputError: a contract that cannot be read, or of a newer format.
+    """
+    file = folder / CONTRACT_FILE
+    if not file.is_file():
+        return None
+    try:
+        contract = json.loads(file.read_text(encoding="utf-8"))
+        version = contract["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}: is no rankery contract ({error!r}); expected the file as saved: save the model again"
+        ) from None
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
+        )
+    return contract
+
+
+def check_arguments(contract: dict[str, Any] | None, arguments: dict[str, Any], name: str) -> None:
+    """Arguments that are given must be what the contract says.
+
+    Raises:
+        InputError: shows both.
+    """
+    problems = [
+        f"{name}: was trained with {key} {contract[key]!r}, got {value!r}; leave {key} out"
+        for key, value in arguments.items()
+        if contract is not None and value is not None and contract[key] != value
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def check_template(contract: dict[str, Any], template: PairTemplate, name: str) -> None:
+    """The tokenizer must give the special ids and pad that the contract was saved with.
+
+    Raises:
+        InputError: shows both.
+    """
+    found = json.loads(json.dumps(template.to_dict()))
+    problems = [
+        f"{name}: the tokenizer gives {key} {found[key]}, but the model was saved with {value}; restore the tokenizer files"
+        for key, value in contract["template"].items()
+        if key != "max_len" and found[key] != value
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> None:
+    """Scores the probes and compares.
+
+    Raises:
+        InputError: a probe's logits differ by more than the tolerance for the model's dtype.
+    """
+    dtype = str(next(reranker.model.parameters()).dtype).removeprefix("torch.")
+    tolerance = contract["tolerance"].get(dtype)
+    if tolerance is None or reranker.template.max_len < contract["max_len"]:
+        return
+    golden = torch.tensor(contract["golden"])
+    got = reranker.compute_score([(probe["query"], probe["document"]) for probe in contract["probes"]])
+    deviation = (got - golden).abs()
+    if not bool((deviation <= tolerance).all()):
+        worst = int(deviation.reshape(len(golden), -1).amax(dim=1).nan_to_num(nan=float("inf")).argmax())
+        raise InputError(
+            f"{name}: does not score as it was saved: probe {worst} gives {got[worst].tolist()}, expected "
+            f"{golden[worst].tolist()} within {tolerance:g} ({dtype}); the weights, tokenizer or config were changed. "
+            "Restore the files, or load with verify=False"
+        )
+
+
+def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:
+    """Writes weights `state` (full tensors by name), config, tokenizer, card and contract as one whole.
+
+    Raises:
+        InputError: `folder` exists and holds something else than a model that rankery saved.
+        OSError: the disk is full or not writable; nothing is left behind then.
+    """
+    if folder.exists() and any(folder.iterdir()) and read_contract(folder) is None:
+        raise InputError(f"{folder}: is not empty and was not written by rankery; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+    try:
+        os.chmod(aside, 0o755)
+        _write_files(aside, reranker, state, card)
+        sync(aside)
+        replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:
+    import copy
+
+    model, tokenizer = reranker.model, copy.deepcopy(reranker.tokenizer)
+    config = copy.deepcopy(model.config)
+    # sentence-transformers would apply a sigmoid to one label: our scores are logits.
+    config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
+    config.pad_token_id = reranker.template.pad_token_id
+    config.architectures = [
+        type(model).__mro__[1].__name__ if type(model).__name__.startswith("FSDP") else type(model).__name__
+    ]
+    config.dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    tokenizer.model_max_length = reranker.template.max_len
+    _save_weights(aside, state)
+    config.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    contract = _contract(reranker, aside)
+    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
+    if card is not None:
+        (aside / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """model.safetensors, or numbered parts with an index, as transformers reads them; shared tensors are stored once."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict({name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size="20GB")
+
+
+def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
+    import transformers
+
+    import rankery
+
+    golden, tolerance = _golden(reranker, folder)
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_type": reranker.model_type,
+        "num_labels": reranker.num_labels,
+        "max_len": reranker.template.max_len,
+        "query_format": reranker.template.query_format,
+        "document_format": reranker.template.document_format,
+        "template": reranker.template.to_dict(),
+        "scored_token": "first",
+        "min_label": reranker.labels[0],
+        "max_label": reranker.labels[1],
+        "versions": {
+            "rankery": rankery.__version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+        "probes": [{"query": query, "document": document} for query, document in PROBES],
+        "golden": golden.tolist(),
+        "tolerance": tolerance,
+    }
+
+
+def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
+    """(fp32 logits of the probes from the directory, tolerance by dtype)."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    written = type(reranker)(model.eval(), tokenizer, reranker.template, reranker.labels)
+    golden = written.compute_score(PROBES)
+    half = type(reranker)(model.to(torch.bfloat16), tokenizer, reranker.template).compute_score(PROBES)
+    scale = max(1.0, float(golden.abs().max()))
+    measured = float((half - golden).abs().max())
+    half_tolerance = max(HALF_MARGIN * measured, HALF_FLOOR * scale)
+    float32 = FLOAT32_TOLERANCE * scale
+    return golden, {"float32": float32, "bfloat16": half_tolerance, "float16": half_tolerance}
+
+
+def sync(folder: Path) -> None:
+    """Flushes every file and folder below to the disk, so that a rename never shows unwritten bytes."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace(aside: Path, folder: Path) -> None:
+    """Renames `aside` to `folder`; what was there is moved away first and deleted after."""
+    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(old, ignore_errors=True)

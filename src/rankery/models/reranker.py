@@ -1,0 +1,196 @@
+"""What every kind of reranker shares: score pairs, rerank documents, save.
+
+Contract: a pair's score depends on its two texts and the model only, not on its neighbours or their order (to rounding).
+Cost: every text is tokenised once, pairs are sorted by length and cut under a token budget, so padding stays small.
+Rejected: batches in input order, which compute up to 2.6 tokens for each real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rankery.data.collate import pad
+from rankery.data.plan import deal
+from rankery.data.template import PairTemplate, tokenize
+from rankery.errors import InputError
+from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
+
+PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
+Pair = Sequence[str]
+
+
+class RankedDocument(NamedTuple):
+    """One reranked document: its index in the input, its score, its text."""
+
+    index: int
+    score: float
+    document: str
+
+
+class Reranker:
+    """A transformers sequence-classification model, its tokenizer, and how they score a pair."""
+
+    model_type: str
+
+    def __init__(self, model: Any, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)):
+        self.model, self.tokenizer, self.template, self.labels = model, tokenizer, template, labels
+
+    @property
+    def num_labels(self) -> int:
+        return int(self.model.config.num_labels)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, *args: Any, **kwargs: Any) -> Reranker:
+        self.model.to(*args, **kwargs)
+        return self
+
+    def eval(self) -> Reranker:
+        self.model.eval()
+        return self
+
+    def compute_score(
+        self,
+        pairs: Sequence[Pair],
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        normalize: bool = False,
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Logits of (query, document) pairs, fp32 on the CPU: [pairs], or [pairs, num_labels] with several labels.
+
+        Args:
+            pairs: (query, document) pairs; one bare pair of strings counts as a list of one.
+            batch_size: pairs that run together at most; None: as many as the token budget takes.
+            max_length: tokens of a pair at most, below the model's own limit.
+            normalize: sigmoid of the logit (softmax with several labels), in [0, 1].
+            show_progress: a progress bar on standard error.
+
+        Raises:
+            InputError: something that is no pair of strings, or a max_length that the model cannot take.
+        """
+        pairs = [pairs] if len(pairs) == 2 and all(isinstance(text, str) for text in pairs) else pairs  # type: ignore[list-item]
+        _check_pairs(pairs)
+        template = self._shortened(max_length)
+        shape = (len(pairs),) if self.num_labels == 1 else (len(pairs), self.num_labels)
+        scores = torch.empty(shape, dtype=torch.float32)
+        keep_large_blocks()
+        bar = _progress(len(pairs), show_progress)
+        was_training = self.model.training
+        self.model.eval()
+        set_attention(self.model, self.device, next(self.model.parameters()).dtype)
+        try:
+            for start in range(0, len(pairs), PAIRS_AT_ONCE):
+                chunk = pairs[start : start + PAIRS_AT_ONCE]
+                self._score_chunk(chunk, template, batch_size, scores[start : start + len(chunk)], bar)
+        finally:
+            self.model.train(was_training)
+            bar.close()
+        if not normalize:
+            return scores
+        return scores.sigmoid() if self.num_labels == 1 else scores.softmax(dim=-1)
+
+    score = compute_score
+
+    def rank_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What documents are ranked by, [pairs]: the logit, or with several labels the expected grade scaled to [0, 1]."""
+        return expected_grade(logits) if logits.dim() == 2 else logits
+
+    def rerank(
+        self, query: str, documents: Sequence[str], top_k: int | None = None, **options: Any
+    ) -> list[RankedDocument]:
+        """Documents from best to worst; equal scores keep their input order.
+
+        Args:
+            query: the query.
+            documents: the candidates.
+            top_k: how many to return; None: all.
+            options: as for `compute_score`; with `normalize` the scores are in [0, 1].
+        """
+        normalize = options.pop("normalize", False)
+        scores = self.rank_scores(self.compute_score([(query, document) for document in documents], **options))
+        scores = scores.sigmoid() if normalize and self.num_labels == 1 else scores
+        order = torch.argsort(scores, descending=True, stable=True)[:top_k].tolist()
+        return [RankedDocument(i, float(scores[i]), documents[i]) for i in order]
+
+    def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
+        """Writes a Hugging Face directory with the contract; what stands at `folder` must not exist or be ours."""
+        from rankery.models.contract import write_model_directory
+
+        write_model_directory(Path(folder), self, self.model.state_dict(), card)
+
+    def _shortened(self, max_length: int | None) -> PairTemplate:
+        if max_length is None or max_length == self.template.max_len:
+            return self.template
+        fewest = self.template.specials + 2
+        if not fewest <= max_length <= self.template.max_len:
+            raise InputError(
+                f"max_length is {max_length}; expected {fewest} to {self.template.max_len}, the model's max_len"
+            )
+        return PairTemplate(**{**self.template.to_dict(), "max_len": max_length})
+
+    @torch.inference_mode()
+    def _score_chunk(
+        self, pairs: Sequence[Pair], template: PairTemplate, batch_size: int | None, out: torch.Tensor, bar: Any
+    ) -> None:
+        rows = encode_pairs(pairs, self.tokenizer, template)
+        lengths = np.array([len(ids) for ids, _ in rows])
+        budget = default_token_budget(self.model.config, self.device, training=False)
+        (micro_batches,) = deal(np.arange(len(rows)), np.ones_like(lengths), lengths, 1, budget)
+        for micro_batch in micro_batches:
+            step = batch_size or len(micro_batch.examples)
+            for at in range(0, len(micro_batch.examples), step):
+                chosen = micro_batch.examples[at : at + step]
+                tensors = pad([rows[i] for i in chosen], template.pad_token_id, pad_multiple(self.device))
+                logits = forward(self.model, *(None if x is None else x.to(self.device) for x in tensors))
+                out[torch.from_numpy(chosen)] = logits.float().cpu()
+                bar.update(len(chosen))
+
+
+def forward(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Logits, [pairs] for one label, else [pairs, labels]."""
+    types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+    return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+
+
+def expected_grade(logits: torch.Tensor) -> torch.Tensor:
+    """Mean class index under softmax(logits), divided by the highest, [pairs] in [0, 1]; logits [pairs, labels]."""
+    grades = torch.linspace(0.0, 1.0, logits.shape[-1], dtype=torch.float32, device=logits.device)
+    return logits.float().softmax(dim=-1) @ grades
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, template: PairTemplate
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """(input_ids, token types) of each pair; equal texts are tokenised once."""
+    queries = {query: i for i, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
+    documents = {document: i for i, document in enumerate(dict.fromkeys(document for _, document in pairs))}
+    query_ids = tokenize(tokenizer, [template.format_query(text) for text in queries])
+    document_ids = tokenize(tokenizer, [template.format_document(text) for text in documents])
+    return [template.build(query_ids[queries[query]], document_ids[documents[document]]) for query, document in pairs]
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> None:
+    problems = [
+        f"pair {i} is {pair!r:.80}; expected two strings, (query, document)"
+        for i, pair in enumerate(pairs)
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair)
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _progress(total: int, shown: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="pair", desc="scoring", disable=not shown)
