@@ -19,6 +19,11 @@ from rankery.models.contract import check_arguments, check_template, read_contra
 from rankery.models.reranker import Reranker
 
 DEFAULT_MAX_LEN = 512
+# What the families call their dropout.
+DROPOUT_NAMES = {
+    "hidden": ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout"),
+    "attention": ("attention_probs_dropout_prob", "attention_dropout"),
+}
 
 
 class CrossEncoder(Reranker):
@@ -42,7 +47,8 @@ class CrossEncoder(Reranker):
         trust_remote_code: bool = False,
         revision: str | None = None,
         cache_dir: str | None = None,
-        config_changes: dict[str, Any] | None = None,
+        hidden_dropout: float | None = None,
+        attention_dropout: float | None = None,
     ) -> CrossEncoder:
         """Loads a reranker, or a base encoder with a new head.
 
@@ -59,7 +65,8 @@ class CrossEncoder(Reranker):
             trust_remote_code: run model code that the checkpoint brings along.
             revision: branch, tag or commit on the hub.
             cache_dir: folder of downloads.
-            config_changes: values set in the model's config before it is built (dropout, for example).
+            hidden_dropout: dropout on hidden states in training; None: the model's own.
+            attention_dropout: same on attention probabilities.
 
         Raises:
             InputError: no such model, arguments that contradict the contract, or scores that do.
@@ -72,7 +79,7 @@ class CrossEncoder(Reranker):
         dtype = _dtype(dtype, device)
         if seed is not None:
             torch.manual_seed(seed)
-        model, tokenizer = _load(str(model_name_or_path), num_labels, hub, config_changes or {})
+        model, tokenizer = _load(str(model_name_or_path), num_labels, hub, {"hidden": hidden_dropout, "attention": attention_dropout})
         saved = contract or {}
         limit = position_limit(model)
         if max_len is None:
@@ -109,18 +116,21 @@ def position_limit(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def _load(name: str, num_labels: int | None, hub: dict[str, Any], changes: dict[str, Any]) -> tuple[Any, Any]:
+def _load(name: str, num_labels: int | None, hub: dict[str, Any], dropout: dict[str, float | None]) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     if name.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(name)):
         raise InputError(f"model_name_or_path is {name!r}; there is no such folder")
     name = os.path.expanduser(name)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it reports the new head of every base model as missing weights
+    transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(name, **hub)
         is_reranker = any("ForSequenceClassification" in kind for kind in config.architectures or [])
         config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
-        for key, value in changes.items():
-            setattr(config, key, value)
+        _set_dropout(config, dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model = AutoModelForSequenceClassification.from_pretrained(name, config=config, dtype=torch.float32, **hub)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -129,7 +139,18 @@ def _load(name: str, num_labels: int | None, hub: dict[str, Any], changes: dict[
             f"model_name_or_path is {name!r}; it could not be loaded: {first}; expected a folder with config.json, "
             "model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
         ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     return model, tokenizer
+
+
+def _set_dropout(config: Any, dropout: dict[str, float | None]) -> None:
+    for kind, value in dropout.items():
+        names = [name for name in DROPOUT_NAMES[kind] if hasattr(config, name)]
+        if value is not None and not names:
+            raise ValueError(f"{kind}_dropout is {value}, but {type(config).__name__} has none of {DROPOUT_NAMES[kind]}")
+        for name in names if value is not None else ():
+            setattr(config, name, value)
 
 
 def _default_device() -> torch.device:

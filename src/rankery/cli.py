@@ -1,0 +1,122 @@
+"""The command line: verbs only; parse, call, print. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankery import __version__
+from rankery.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; 0 when done, 2 for bad input (said on standard error), 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; resume=true goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rankery", description="Fine-tune, evaluate and run text rerankers.")
+    parser.add_argument("--version", action="version", version=f"rankery {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", help="fine-tune a reranker", description="Fine-tune a reranker.")
+    train.add_argument("--config", metavar="FILE", help="YAML file with the keys of docs/configuration.md")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="keys that replace those of the file")
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser("evaluate", help="measure a reranker", description="Measure a reranker on labelled data.")
+    evaluate.add_argument("--model", required=True, metavar="DIR")
+    evaluate.add_argument("--data", required=True, nargs="+", metavar="FILE", help="JSONL files or globs")
+    evaluate.add_argument("--output", metavar="DIR", help="folder for metrics.json, run.trec and qrels.trec")
+    evaluate.add_argument("--min-label", type=float, default=0.0, help="grades above it are relevant (default 0)")
+    evaluate.add_argument("--recall-at", type=int, nargs="+", default=[10], metavar="K")
+    evaluate.add_argument("--seed", type=int, default=42, help="breaks ties (default 42)")
+    _scoring_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    rerank = verbs.add_parser(
+        "rerank", help="rank documents", description='Rank JSONL lines {"query", "documents"}; other keys are kept.'
+    )
+    rerank.add_argument("--model", required=True, metavar="DIR")
+    rerank.add_argument("--input", metavar="FILE", help="default: standard input")
+    rerank.add_argument("--output", metavar="FILE", help="default: standard output")
+    rerank.add_argument("--top-k", type=int, metavar="K", help="documents to keep of each query")
+    rerank.add_argument("--normalize", action="store_true", help="scores in [0, 1]")
+    _scoring_options(rerank)
+    rerank.set_defaults(run=_rerank)
+
+    demo = verbs.add_parser("demo", help="the main job on built-in data", description="Fine-tune and compare, downloading nothing.")
+    demo.add_argument("--output", default="demo_run", metavar="DIR")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _scoring_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pairs that run together at most")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a pair at most")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPUs")
+    parser.add_argument("--device", help="default: the accelerator, if there is one")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from rankery.config import parse_overrides
+    from rankery.train.run import train
+
+    train(arguments.config, **parse_overrides(arguments.overrides))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rankery.evaluate.evaluate import evaluate_model
+
+    options = {"batch_size": arguments.batch_size, "max_length": arguments.max_length}
+    table = evaluate_model(
+        arguments.model,
+        arguments.data,
+        output=Path(arguments.output) if arguments.output else None,
+        min_label=arguments.min_label,
+        recall_at=arguments.recall_at,
+        seed=arguments.seed,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        **options,
+    )
+    print(table)
+
+
+def _rerank(arguments: argparse.Namespace) -> None:
+    from rankery.evaluate.evaluate import rerank_file
+
+    rerank_file(
+        arguments.model,
+        arguments.input,
+        arguments.output,
+        top_k=arguments.top_k,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        normalize=arguments.normalize,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from rankery.demo import run_demo
+
+    run_demo(Path(arguments.output))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""`rankery evaluate` and `rankery rerank`: a model on a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from rankery.data.records import LabelRange, check_records, expand_paths, read_records
+from rankery.errors import InputError
+from rankery.evaluate.baselines import pairs_of
+from rankery.evaluate.metrics import metrics_table, ranking_metrics
+from rankery.evaluate.runs import write_qrels, write_run
+
+
+def evaluate_model(
+    model: str,
+    data: Sequence[str],
+    *,
+    output: Path | None,
+    min_label: float = 0.0,
+    recall_at: Sequence[int] = (10,),
+    seed: int = 42,
+    device: str | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> str:
+    """Scores every pair of the data; returns the metrics table; writes metrics.json, run.trec, qrels.trec to `output`."""
+    from rankery.models.cross_encoder import CrossEncoder
+
+    paths = expand_paths(list(data))
+    labels = LabelRange(min_label=min_label, max_label=max(1.0, min_label + 1), strict=False)
+    check_records(paths, labels)
+    if output is not None and output.is_file():
+        raise InputError(f"output is {output}, which is a file; expected a folder")
+    records = list(read_records(paths, labels))
+    reranker = CrossEncoder.from_pretrained(model, device=device, dtype=dtype)
+    texts = [(record.query, document) for record in records for document in record.documents]
+    logits = reranker.compute_score(texts, show_progress=sys.stderr.isatty(), **options)
+    scores, pairs = reranker.rank_scores(logits).numpy(), pairs_of(records)
+    metrics = ranking_metrics(pairs, scores, min_label=min_label, recall_at=recall_at, seed=seed)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_run(output / "run.trec", pairs, scores, seed)
+        write_qrels(output / "qrels.trec", pairs)
+    return metrics_table({Path(model).name: metrics})
+
+
+def rerank_file(
+    model: str,
+    source: str | None,
+    target: str | None,
+    *,
+    top_k: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> None:
+    """Ranks the documents of each JSONL line; writes {..., "ranking": [{"index", "score", "document"}]} lines as they come."""
+    from rankery.models.cross_encoder import CrossEncoder
+
+    if source is not None and not Path(source).is_file():
+        raise InputError(f"{source}: does not exist; expected a JSONL file")
+    reranker = CrossEncoder.from_pretrained(model, device=device, dtype=dtype)
+    with ExitStack() as stack:
+        lines = stack.enter_context(open(source, encoding="utf-8")) if source else sys.stdin
+        out: TextIO = stack.enter_context(open(target, "w", encoding="utf-8")) if target else sys.stdout
+        for row in _requests(lines, source or "standard input"):
+            ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
+            rest = {key: value for key, value in row.items() if key != "documents"}
+            print(json.dumps({**rest, "ranking": [entry._asdict() for entry in ranking]}, ensure_ascii=False), file=out, flush=True)
+
+
+def _requests(lines: Any, name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f'{name}:{number}: is not JSON ({error}); expected {{"query", "documents"}}') from None
+        documents = row.get("documents") if isinstance(row, dict) else None
+        is_whole = isinstance(documents, list) and all(isinstance(text, str) for text in documents)
+        if not is_whole or not isinstance(row.get("query"), str):
+            raise InputError(f'{name}:{number}: expected {{"query": a string, "documents": a list of strings}}')
+        yield row

@@ -1,0 +1,45 @@
+"""The model card (README.md of a saved model): what it was trained on, how, how good it is, how to use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankery.config import TrainConfig
+    from rankery.models.reranker import Reranker
+
+
+def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float], step: int) -> str:
+    """Markdown with the metadata block that model hubs read."""
+    rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items())
+    table = f"| metric on {config.val_dataset} | value |\n|---|---|\n{rows}" if metrics else "No validation data was given."
+    shown = ("loss_type", "epochs", "lr", "batch_size", "gradient_accumulation_steps", "warmup_proportion", "seed", "mixed_precision")
+    settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in shown)
+    cls = type(reranker).__name__
+    return f"""---
+library_name: transformers
+pipeline_tag: text-ranking
+base_model: {config.model_name_or_path}
+tags: [reranker, cross-encoder, rankery]
+---
+
+# Reranker fine-tuned from {config.model_name_or_path}
+
+```python
+from rankery import {cls}
+reranker = {cls}.from_pretrained("path/of/this/folder")
+print(reranker.rerank("my query", ["one document", "another document"]))
+```
+
+Trained for {step} steps on {config.train_dataset} (labels {config.min_label:g} to {config.max_label:g}).
+
+{table}
+
+| setting | value |
+|---|---|
+{settings}
+
+Pairs are cut to {reranker.template.max_len} tokens: the document first, the query only where it would leave the document less
+than half of the room. transformers (AutoModelForSequenceClassification) and sentence-transformers (CrossEncoder) give
+the same logits for pairs within that length; they cut longer ones differently. `rankery.json` holds golden scores.
+"""

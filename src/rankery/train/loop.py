@@ -1,0 +1,311 @@
+"""The loop: step, log, evaluate, save; on one screen. And what one step is.
+
+Contract: the loss of a step is the sum over its examples, on all processes, divided by their number. Random generators are
+seeded before each micro-batch from (seed, step, first example), so that a repeated or resumed step draws the same masks. A
+loss that is not finite stops before the update; running out of memory repeats the step with half the token budget.
+Rejected: carrying generator states in checkpoints, which ties masks to the number of processes and cuts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankery.data.collate import Batch, StepBatches
+from rankery.errors import InputError
+from rankery.models.budget import pad_multiple
+from rankery.models.card import model_card
+from rankery.models.contract import write_model_directory
+from rankery.models.reranker import forward
+from rankery.train import checkpoint
+from rankery.train.optim import gradient_norm, lr_factor, set_lr
+from rankery.train.run import Run, describe
+from rankery.train.tracking import Tracker
+from rankery.train.validation import evaluate
+
+FRESH: dict[str, Any] = {
+    "step": 0, "updates": 0, "metrics_bytes": 0, "best": None, "best_step": 0, "worse_evaluations": 0,
+    "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics": {},
+}  # fmt: skip
+
+
+def fit(run: Run) -> Path:
+    """Trains to the end; returns the folder of the final model."""
+    config, state = run.config, {**FRESH, **run.start}
+    run.say(describe(run))
+    if state["step"]:
+        run.say(f"resumed after step {state['step']}")
+    tracker = None
+    if run.engine.is_main:
+        tracker = Tracker(run.folder, config.log_with, run.run_id, state["step"], state["metrics_bytes"], config.model_dump())
+    _drop_future_best(run, state["step"])
+    if run.val_data is not None and state["step"] == 0:
+        _evaluate(run, state, tracker)
+    run.model.train()
+    progress = Progress(run, state["step"])
+    for number, batches in _steps(run, state["step"]):
+        if _stopped_early(run, state):
+            run.say(f"stopped early: no better {_best_metric(run)} in {config.patience} evaluations")
+            break
+        set_lr(run.optimizer, lr_factor(state["updates"], run.steps, config.warmup_proportion))
+        loss, norm, updated = train_step(run, number, batches)
+        state["step"], state["updates"] = number + 1, state["updates"] + updated
+        state["loss_sum"], state["loss_steps"] = state["loss_sum"] + loss, state["loss_steps"] + 1
+        progress.update(loss, run.plan.batch)
+        if state["step"] % config.log_interval == 0 or state["step"] == run.steps:
+            _log(run, state, tracker, norm, progress)
+        end_of_epoch = state["step"] % run.plan.steps_per_epoch == 0
+        if run.val_data is not None and _due(state["step"], config.eval_steps, end_of_epoch, run.steps):
+            _evaluate(run, state, tracker)
+        if (config.save_on_epoch_end and end_of_epoch) or (config.save_steps and state["step"] % config.save_steps == 0):
+            _save_checkpoint(run, state, tracker)
+    progress.close()
+    folder = _finish(run, state)
+    if tracker is not None:
+        tracker.close()
+    return folder
+
+
+def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, float, bool]:
+    """One optimiser update: (mean loss of the step, gradient norm before clipping, whether the weights were updated).
+
+    Raises:
+        InputError: a loss or gradient that is not finite, with the examples; or not even one pair fits into memory.
+    """
+    engine, count = run.engine, len(run.plan.step(number).examples)
+    while True:
+        run.optimizer.zero_grad(set_to_none=True)
+        losses, out_of_memory = _backward(run, number, batches, count)
+        failed = sum(1 for loss, _ in losses if not torch.isfinite(loss))
+        total = float(sum(loss.double() for loss, _ in losses)) if not failed else 0.0
+        total, failed_anywhere, memory_anywhere = engine.sum(
+            torch.tensor([total, float(failed), float(out_of_memory)], dtype=torch.float64)
+        ).tolist()
+        if not memory_anywhere:
+            break
+        batches = _halve_budget(run, number)
+    if failed_anywhere:
+        bad = [pair for loss, batch in losses if not torch.isfinite(loss) for pair in batch.pairs]
+        raise InputError(_not_finite(run, number, "the loss", [pair for pairs in engine.gather(bad) for pair in pairs]))
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    engine.exchange_gradients(parameters)
+    run.scaler.unscale_(run.optimizer)
+    norm = gradient_norm(parameters)
+    if not run.scaler.is_enabled() and not torch.isfinite(norm):
+        pairs = [int(i) for i in run.plan.step(number).examples]
+        raise InputError(_not_finite(run, number, "the gradient", pairs))
+    if run.config.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, run.config.max_grad_norm, norm)
+    before = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return total / count, float(norm), run.scaler.get_scale() >= before  # a smaller scale: an overflow, nothing updated
+
+
+def _backward(
+    run: Run, number: int, batches: list[Batch], count: int
+) -> tuple[list[tuple[torch.Tensor, Batch]], bool]:
+    """Local forward and backward passes: ((loss sum, batch) of each micro-batch, whether memory ran out)."""
+    losses: list[tuple[torch.Tensor, Batch]] = []
+    try:
+        for batch in batches:
+            torch.manual_seed(hash((run.config.seed, number, batch.pairs[0])) & (2**63 - 1))
+            batch = batch.to(run.engine.device)
+            with run.engine.autocast():
+                logits = forward(run.model, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            loss, _ = run.loss(logits, batch.targets)
+            loss = loss * batch.weight
+            run.scaler.scale(loss * (run.engine.loss_scale / count)).backward()
+            losses.append((loss.detach(), batch))
+    except torch.OutOfMemoryError:
+        if run.engine.sharded:
+            _stop_all(run)
+        return [], True
+    return losses, False
+
+
+def _halve_budget(run: Run, number: int) -> list[Batch]:
+    """The step's batches, cut again under half the token budget."""
+    rows = run.plan.step(number).micro_batches
+    if all(len(micro_batch.examples) == 1 for row in rows for micro_batch in row):
+        raise InputError("out of memory with one pair at a time; set a smaller max_len, or gradient_checkpointing=true")
+    run.plan = replace(run.plan, budget=run.plan.budget // 2)
+    run.config = run.config.model_copy(update={"token_budget": run.plan.budget})
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    run.say(f"out of memory: the step is repeated with token_budget {run.plan.budget} (the result is the same)")
+    return _batches(run)[number]
+
+
+def _stop_all(run: Run) -> None:
+    """Sharded engines cannot repeat a step: the others wait inside a collective call. The launcher stops them."""
+    budget = run.plan.budget // 2
+    print(
+        f"error: process {run.engine.process} ran out of memory at token_budget {run.plan.budget}; start again with "
+        f"resume=true token_budget={budget}",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _not_finite(run: Run, number: int, what: str, pairs: list[int]) -> str:
+    named = ", ".join(run.train_data.where(pair) for pair in pairs[:8]) + (", ..." if len(pairs) > 8 else "")
+    return (
+        f"{what} of step {number + 1} is not finite; nothing was updated. Examples: {named}. "
+        "Look at these lines; else try a smaller lr, or mixed_precision bf16 or no"
+    )
+
+
+def _batches(run: Run) -> StepBatches:
+    return StepBatches(run.train_data, run.plan, run.engine.process, pad_multiple(run.engine.device))
+
+
+def _steps(run: Run, first: int) -> Any:
+    """(step number, this process's batches); read when asked for, or ahead of time by worker processes."""
+    numbers = range(first, run.steps)
+    if not run.config.num_workers:
+        # A fresh look at the plan each time: its budget may have shrunk.
+        return ((number, _batches(run)[number]) for number in numbers)
+    loader = torch.utils.data.DataLoader(
+        _batches(run), batch_size=None, sampler=numbers, num_workers=run.config.num_workers  # type: ignore[arg-type]
+    )
+    return zip(numbers, loader, strict=True)
+
+
+def _due(step: int, every: int | None, end_of_epoch: bool, last: int) -> bool:
+    return step == last or (step % every == 0 if every else end_of_epoch)
+
+
+def _best_metric(run: Run) -> str | None:
+    if run.val_data is None:
+        return None
+    return "nDCG@10" if run.config.best_metric == "auto" else run.config.best_metric
+
+
+def _stopped_early(run: Run, state: dict[str, Any]) -> bool:
+    return run.config.patience is not None and state["worse_evaluations"] >= run.config.patience
+
+
+def _log(run: Run, state: dict[str, Any], tracker: Tracker | None, norm: float, progress: Progress) -> None:
+    values = {
+        "epoch": state["step"] / run.plan.steps_per_epoch,
+        "loss": state["loss_sum"] / state["loss_steps"],
+        "lr": run.optimizer.param_groups[0]["lr"],
+        "grad_norm": norm,
+    }
+    state["loss_sum"], state["loss_steps"] = 0.0, 0
+    if tracker is not None:
+        tracker.log(state["step"], values, {"pairs_per_second": progress.rate()})
+
+
+def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
+    assert run.val_data is not None
+    config = run.config
+    metrics = evaluate(run.engine, run.model, run.val_data, run.loss, run.plan.budget, config.recall_at, config.seed)
+    state["metrics"] = metrics
+    run.say(f"step {state['step']}: validation " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    if tracker is not None:
+        tracker.log(state["step"], {f"val/{key}": value for key, value in metrics.items()})
+    name = _best_metric(run)
+    if name is None or state["step"] == 0:
+        return
+    if name not in metrics:
+        raise InputError(f"best_metric is {name}; expected one of {', '.join(metrics)}")
+    value = -metrics[name] if name == "loss" else metrics[name]
+    if state["best"] is None or value > state["best"]:
+        state.update(best=value, best_step=state["step"], worse_evaluations=0)
+        _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
+    else:
+        state["worse_evaluations"] += 1
+
+
+def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
+    weights = run.engine.model_state(run.model)
+    card = model_card(run.config, run.reranker, state["metrics"], state["step"])
+    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
+
+
+def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
+    weights = run.engine.model_state(run.model)
+    optimizer = run.engine.optimizer_state(run.model, run.optimizer)
+
+    def write() -> None:
+        assert tracker is not None
+        saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
+        saved["scaler"] = run.scaler.state_dict()
+        card = model_card(run.config, run.reranker, state["metrics"], state["step"])
+        checkpoint.write_checkpoint(
+            run.folder, saved, optimizer,
+            lambda folder: write_model_directory(folder, run.reranker, weights, card), run.config.num_max_checkpoints,
+        )  # fmt: skip
+        for step, path in checkpoint.numbered(run.folder, "best"):
+            if step != state["best_step"]:
+                checkpoint.remove(path)
+
+    run.engine.on_main(write)
+
+
+def _drop_future_best(run: Run, step: int) -> None:
+    """Best models of steps that are about to be run again."""
+    if run.engine.is_main:
+        for at, path in checkpoint.numbered(run.folder, "best"):
+            if at > step:
+                checkpoint.remove(path)
+
+
+def _finish(run: Run, state: dict[str, Any]) -> Path:
+    """Puts the best or last model into output_dir/model."""
+    target = run.folder / "model"
+    best = run.folder / "checkpoints" / f"best_{state['best_step']}"
+    has_best = run.engine.on_main(best.is_dir)
+    if has_best:
+        def publish() -> None:
+            if target.exists():
+                shutil.rmtree(target)
+            best.rename(target)
+
+        run.engine.on_main(publish)
+    elif not run.engine.on_main(target.is_dir):
+        _write_model(run, state, target)
+    which = f"the best by {_best_metric(run)}, of step {state['best_step']}" if state["best_step"] else "of the last step"
+    run.say(f"model ({which}): {target}")
+    return target
+
+
+class Progress:
+    """A bar on terminals, one line an epoch elsewhere; on the main process."""
+
+    def __init__(self, run: Run, first: int):
+        from tqdm import tqdm
+
+        self.run, self.step, self.pairs, self.begun = run, first, 0, time.perf_counter()
+        self.loss = 0.0
+        self.bar = tqdm(total=run.steps, initial=first, unit="step", disable=not (run.engine.is_main and sys.stderr.isatty()))
+
+    def update(self, loss: float, pairs: int) -> None:
+        self.step, self.pairs, self.loss = self.step + 1, self.pairs + pairs, self.loss + loss
+        self.bar.update(1)
+        lr = self.run.optimizer.param_groups[0]["lr"]
+        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s", refresh=False)
+        per_epoch = self.run.plan.steps_per_epoch
+        if self.step % per_epoch == 0:
+            if self.bar.disable:
+                mean = self.loss / per_epoch
+                self.run.say(f"epoch {self.step // per_epoch}: loss {mean:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s")
+            self.loss = 0.0
+
+    def rate(self) -> float:
+        """Pairs a second since the start."""
+        return self.pairs / (time.perf_counter() - self.begun)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,229 @@
+"""`train`: parse, build, fit. Everything is checked before anything is written.
+
+Contract: `build` makes every object of a run from its configuration; it neither trains nor logs. Rejected: a trainer class
+that does all three, which cannot be tested apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankery.config import TrainConfig, load_config
+from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder, encode, is_cached, open_encoded
+from rankery.data.plan import Plan, computed_tokens
+from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths
+from rankery.errors import InputError
+from rankery.losses import LOSSES, Loss
+from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
+from rankery.models.cross_encoder import CrossEncoder
+from rankery.train import checkpoint
+from rankery.train.engine import DTYPES, Engine
+from rankery.train.optim import build_optimizer
+from rankery.train.tracking import check_tracker
+
+
+@dataclass
+class Run:
+    """Everything that the loop needs; `plan` is replaced when the token budget shrinks."""
+
+    config: TrainConfig
+    engine: Engine
+    reranker: CrossEncoder  # its model is the one that `model` wraps or shards
+    model: Any
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loss: Loss
+    train_data: EncodedPairs
+    val_data: EncodedPairs | None
+    plan: Plan
+    folder: Path
+    run_id: str
+    start: dict[str, Any]  # state of the checkpoint that the run goes on from; empty for a new run
+    summary: str
+
+    @property
+    def steps(self) -> int:
+        return self.plan.steps_per_epoch * self.config.epochs
+
+    def say(self, text: str) -> None:
+        if self.engine.is_main:
+            print(text, flush=True)
+
+
+def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any) -> Path:
+    """Fine-tunes a reranker; returns the folder of the final model.
+
+    Args:
+        config: YAML file, mapping or TrainConfig; docs/configuration.md lists the keys.
+        overrides: keys that replace those of `config`.
+
+    Raises:
+        InputError: anything wrong with configuration, data, model, launch or output folder, before anything is written;
+            a loss that is not finite, before the update.
+    """
+    from rankery.train.loop import fit
+
+    source = config.model_dump() if isinstance(config, TrainConfig) else config
+    parsed = load_config(source, overrides)
+    keep_large_blocks()
+    engine = Engine.start(parsed.mixed_precision, lambda: layer_class(parsed))
+    return fit(build(parsed, engine))
+
+
+def build(config: TrainConfig, engine: Engine) -> Run:
+    """Checks everything, tokenises, loads the model, claims the output folder."""
+    labels = LabelRange(config.min_label, config.max_label)
+    files = {"train": expand_paths(config.train_dataset)}
+    if config.val_dataset:
+        files["val"] = expand_paths(config.val_dataset)
+    engine.on_main(lambda: checkpoint.check_output_dir(config))
+    found = None
+    if config.resume and (Path(config.output_dir) / checkpoint.RUN_FILE).is_file():
+        found = engine.on_main(lambda: checkpoint.newest_checkpoint(Path(config.output_dir), print))
+    start = found[1] if found else {}
+    reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
+    cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
+    keys = engine.on_main(lambda: _prepare_data(config, files, reranker, labels, cache))
+    data = {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
+    budget = config.token_budget or start.get("token_budget")
+    budget = budget or default_token_budget(reranker.model.config, engine.device, training=True)
+    resolved = config.model_copy(update={"token_budget": budget})
+    run_info = engine.on_main(lambda: checkpoint.claim(resolved, list(keys.values())))
+    reranker.labels = (config.min_label, config.max_label)
+    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
+    if config.gradient_checkpointing:
+        reranker.model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = engine.prepare_model(reranker.model)
+    reranker.model = model
+    optimizer = build_optimizer(model, config, fused=not engine.sharded)
+    scaler = engine.gradient_scaler()
+    if found:
+        engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0]))
+        if start["scaler"]:
+            scaler.load_state_dict(start["scaler"])
+    lengths = data["train"].lengths
+    batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
+    plan = Plan(np.ones(len(lengths), dtype=np.int64), lengths, config.seed, batch, engine.processes, budget)
+    summary = "\n".join(_describe_encoded(name, encoded) for name, encoded in data.items())
+    return Run(
+        resolved, engine, reranker, model, optimizer, scaler, LOSSES[config.loss_type], data["train"], data.get("val"),
+        plan, Path(config.output_dir), run_info["run_id"], start, summary,
+    )  # fmt: skip
+
+
+def _load_model(config: TrainConfig, path: str | Path) -> CrossEncoder:
+    return CrossEncoder.from_pretrained(
+        path,
+        config.num_labels,
+        max_len=config.max_len,
+        query_format=config.query_format,
+        document_format=config.document_format,
+        device="cpu",
+        dtype=torch.float32,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+        revision=config.revision,
+        cache_dir=config.cache_dir,
+        hidden_dropout=config.hidden_dropout,
+        attention_dropout=config.attention_dropout,
+    )
+
+
+def layer_class(config: TrainConfig) -> str:
+    """Name of the class of the model's repeated layers, found on a model without weights."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    hub = {"trust_remote_code": config.trust_remote_code, "revision": config.revision, "cache_dir": config.cache_dir}
+    try:
+        model_config = AutoConfig.from_pretrained(config.model_name_or_path, **hub)
+    except (OSError, ValueError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise InputError(f"model_name_or_path is {config.model_name_or_path!r}; it could not be loaded: {first}") from None
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=config.trust_remote_code)
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
+    return type(max(stacks, key=len)[0]).__name__
+
+
+def _prepare_data(
+    config: TrainConfig, files: dict[str, list[Path]], reranker: CrossEncoder, labels: LabelRange, cache: Path
+) -> dict[str, str]:
+    """Checks all files that are not in the cache, then tokenises them; returns the names of the cache folders."""
+    keys = {name: cache_key(paths, reranker.tokenizer, reranker.template, labels) for name, paths in files.items()}
+    problems = [problem for problem in [check_tracker(config.log_with)] if problem]
+    summaries: dict[str, DataSummary] = {}
+    for name, paths in files.items():
+        if is_cached(cache / keys[name]):
+            continue
+        try:
+            summaries[name] = check_records(paths, labels)
+            if config.num_labels > 1:
+                problems += _class_problems(summaries[name], paths)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    for name, summary in summaries.items():
+        progress = _progress(f"tokenising {name}", summary)
+        encode(files[name], reranker.tokenizer, reranker.template, labels, cache / keys[name], progress)
+    return keys
+
+
+def _class_problems(summary: DataSummary, paths: list[Path]) -> list[str]:
+    odd = [label for label in summary.labels if label != int(label)]
+    names = ", ".join(map(str, paths))
+    return [f"{names}: label {odd[0]:g} is no integer; expected integer labels with num_labels above 1"] if odd else []
+
+
+def _progress(what: str, summary: DataSummary) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    from tqdm import tqdm
+
+    return lambda records: iter(tqdm(records, desc=what, unit="record", disable=not sys.stderr.isatty()))
+
+
+def _describe_encoded(name: str, data: EncodedPairs) -> str:
+    """The short summary after reading."""
+    documents = np.bincount(data.arrays["pair_query"], minlength=data.queries)
+    labels, counts = np.unique(data.arrays["label"], return_counts=True)
+    if len(labels) > 12:
+        counts, edges = np.histogram(data.arrays["label"], bins=10)
+        labels = edges[:-1]
+    histogram = ", ".join(f"{label:g}: {count}" for label, count in zip(labels, counts, strict=True))
+    query_tokens = data.arrays["query_length"][data.arrays["pair_query"]]
+    query_kept, document_kept = data.template.cut(query_tokens, data.arrays["document_length"])
+    cut = document_kept < data.arrays["document_length"]
+    positive = data.arrays["label"] > data.labels.min_label
+    median, p95 = np.percentile(data.lengths, [50, 95])
+    return (
+        f"{name}: {data.queries} queries, {len(data)} pairs, {documents.min()}-{documents.max()} documents a query "
+        f"(mean {documents.mean():.1f})\n"
+        f"  labels {histogram}\n"
+        f"  tokens a pair: mean {data.lengths.mean():.0f}, median {median:.0f}, 95% below {p95:.0f}, most {data.lengths.max()}\n"
+        f"  cut to max_len {data.template.max_len}: {cut.mean():.1%} of documents, {(cut & positive).sum()} of "
+        f"{positive.sum()} positives lose text; {(query_kept < query_tokens).mean():.1%} of queries"
+    )
+
+
+def describe(run: Run) -> str:
+    """What really runs, said at the start."""
+    config, engine, plan = run.config, run.engine, run.plan
+    sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
+    real = np.array([plan.lengths[step.examples].sum() for step in sampled])
+    computed = sum(computed_tokens(step, plan.sizes, plan.lengths) for step in sampled)
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    return (
+        f"{run.summary}\n"
+        f"engine {engine.kind}, {engine.processes} process{'es' * (engine.processes > 1)}, device {engine.device.type}, "
+        f"precision {config.mixed_precision}, attention {run.model.config._attn_implementation}\n"
+        f"{parameters / 1e6:.1f} M parameters from {config.model_name_or_path}\n"
+        f"{run.steps} steps ({config.epochs} epochs of {plan.steps_per_epoch}), {plan.batch} pairs and about "
+        f"{real.mean():.0f} tokens a step, micro-batches of {plan.budget} tokens, "
+        f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
+    )

@@ -1,0 +1,60 @@
+"""Scores the validation set on all processes, and its metrics.
+
+Contract: every process computes its share, in equal numbers of micro-batches, with dropout off; all get the same metrics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankery.data.collate import collate
+from rankery.data.encoding import EncodedPairs
+from rankery.data.plan import deal
+from rankery.losses import Loss
+from rankery.models.budget import pad_multiple
+from rankery.models.reranker import expected_grade, forward
+from rankery.train.engine import Engine
+
+
+@torch.no_grad()
+def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: int) -> torch.Tensor:
+    """Logits of all pairs, fp32 on the CPU: [pairs] or [pairs, labels]."""
+    model.eval()
+    everything = np.arange(len(data))
+    shares = deal(everything, np.ones(len(data), dtype=np.int64), data.lengths, engine.processes, budget)
+    labels = int(model.config.num_labels)
+    logits = torch.zeros((len(data), labels), dtype=torch.float64)
+    for micro_batch in shares[engine.process]:
+        batch = collate(data, micro_batch.examples, micro_batch.weight, pad_multiple(engine.device)).to(engine.device)
+        with engine.autocast():
+            out = forward(model, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        if batch.weight:
+            logits[torch.from_numpy(micro_batch.examples)] = out.double().cpu().reshape(-1, labels)
+    logits = engine.sum(logits).cpu().float()
+    model.train()
+    return logits.squeeze(1) if labels == 1 else logits
+
+
+def evaluate(
+    engine: Engine, model: Any, data: EncodedPairs, loss: Loss, budget: int, recall_at: list[int], seed: int
+) -> dict[str, float]:
+    """Metrics by name, with "loss"; equal on all processes."""
+    logits = validation_logits(engine, model, data, budget)
+
+    def measure() -> dict[str, float]:
+        from rankery.evaluate.metrics import ranking_metrics
+        from rankery.evaluate.runs import EvaluationPairs
+
+        total, count = loss(logits, torch.from_numpy(data.targets(np.arange(len(data)))))
+        scores = (logits if logits.dim() == 1 else expected_grade(logits)).numpy()
+        arrays = data.arrays
+        pairs = EvaluationPairs(
+            query=np.asarray(arrays["pair_query"]), label=np.asarray(arrays["label"]), key=np.asarray(arrays["key"])
+        )
+        metrics = ranking_metrics(pairs, scores, min_label=data.labels.min_label, recall_at=recall_at, seed=seed)
+        return {"loss": float(total) / count, **metrics}
+
+    return engine.on_main(measure)
