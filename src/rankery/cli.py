@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="keys that replace those of the file")
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser("evaluate", help="measure a reranker", description="Measure a reranker on labelled data.")
+    evaluate = verbs.add_parser(
+        "evaluate", help="measure a reranker", description="Measure a reranker on labelled data."
+    )
     evaluate.add_argument("--model", required=True, metavar="DIR")
     evaluate.add_argument("--data", required=True, nargs="+", metavar="FILE", help="JSONL files or globs")
     evaluate.add_argument("--output", metavar="DIR", help="folder for metrics.json, run.trec and qrels.trec")
@@ -58,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     _scoring_options(rerank)
     rerank.set_defaults(run=_rerank)
 
-    demo = verbs.add_parser("demo", help="the main job on built-in data", description="Fine-tune and compare, downloading nothing.")
+    demo = verbs.add_parser(
+        "demo", help="the main job on built-in data", description="Fine-tune and compare, downloading nothing."
+    )
     demo.add_argument("--output", default="demo_run", metavar="DIR")
     demo.set_defaults(run=_demo)
     return parser

@@ -97,8 +97,20 @@ class TrainConfig(BaseModel):
 
 # Keys that may differ between a run and its resumption: they change no number of the model.
 RESUME_FREE = frozenset(
-    "output_dir num_workers token_budget save_steps save_on_epoch_end num_max_checkpoints log_interval log_with resume "
-    "overwrite cache_dir dataset_cache_dir".split()
+    [
+        "output_dir",
+        "num_workers",
+        "token_budget",
+        "save_steps",
+        "save_on_epoch_end",
+        "num_max_checkpoints",
+        "log_interval",
+        "log_with",
+        "resume",
+        "overwrite",
+        "cache_dir",
+        "dataset_cache_dir",
+    ]
 )
 
 
@@ -143,8 +155,8 @@ def load_config(
     if isinstance(source, str | Path):
         layers = [_read_yaml(Path(source))]
     else:
-        layers = [(dict(source or {}), {key: "configuration" for key in source or {}})]
-    layers.append((dict(overrides or {}), {key: "command line" for key in overrides or {}}))
+        layers = [(dict(source or {}), dict.fromkeys(source or {}, "configuration"))]
+    layers.append((dict(overrides or {}), dict.fromkeys(overrides or {}, "command line")))
     for layer, layer_places in layers:
         for key, value in layer.items():
             name = ALIASES.get(key, key)

@@ -46,9 +46,9 @@ def pad(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(input_ids, attention_mask, token_type_ids or None), each [B, T], of rows of (ids, token types)."""
     width = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
-    input_ids = np.full((len(rows), width), pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    types = np.zeros((len(rows), width), dtype=np.int64)
+    input_ids: np.ndarray = np.full((len(rows), width), pad_token_id, dtype=np.int64)
+    mask: np.ndarray = np.zeros((len(rows), width), dtype=np.int64)
+    types: np.ndarray = np.zeros((len(rows), width), dtype=np.int64)
     for i, (ids, row_types) in enumerate(rows):
         input_ids[i, : len(ids)] = ids
         mask[i, : len(ids)] = 1

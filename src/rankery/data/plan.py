@@ -108,7 +108,7 @@ def cut_points(sizes: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[
     count = len(lengths)
     pairs = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     best = np.zeros(count + 1)
-    following = np.zeros(count, dtype=np.int64)
+    following: np.ndarray = np.zeros(count, dtype=np.int64)
     for i in range(count - 1, -1, -1):
         width = int(lengths[i])
         # The last j within the budget; an example that is over it goes alone.

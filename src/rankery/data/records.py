@@ -191,7 +191,7 @@ def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) ->
     if not _is_text(row.get("query")):
         problems.append(f'{where}: "query" is {_kind(row.get("query"))}; expected a string')
     if "content" in row:
-        pairs = [(row["content"], row.get("label"), '"content"', '"label"')]
+        pairs: Pairs = [(row["content"], row.get("label"), '"content"', '"label"')]
     elif "hits" in row:
         pairs = _hits(row["hits"], where, problems)
     elif "pos" in row or "neg" in row:

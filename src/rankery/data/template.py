@@ -59,7 +59,7 @@ class PairTemplate:
     def format_document(self, document: str) -> str:
         return self.document_format.replace("{}", document)
 
-    def build(self, query_ids: Sequence[int], document_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+    def build(self, query_ids: Any, document_ids: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Joined (input_ids [tokens], token_type_ids [tokens] or None), truncated to max_len."""
         query_kept, document_kept = self.cut(len(query_ids), len(document_ids))
         pieces = (self.prefix, query_ids[:query_kept], self.middle, document_ids[:document_kept], self.suffix)

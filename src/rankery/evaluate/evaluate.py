@@ -72,7 +72,11 @@ def rerank_file(
         for row in _requests(lines, source or "standard input"):
             ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
             rest = {key: value for key, value in row.items() if key != "documents"}
-            print(json.dumps({**rest, "ranking": [entry._asdict() for entry in ranking]}, ensure_ascii=False), file=out, flush=True)
+            print(
+                json.dumps({**rest, "ranking": [entry._asdict() for entry in ranking]}, ensure_ascii=False),
+                file=out,
+                flush=True,
+            )
 
 
 def _requests(lines: Any, name: str) -> Iterator[dict[str, Any]]:

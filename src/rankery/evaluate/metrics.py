@@ -85,7 +85,10 @@ def _kendall(pairs: EvaluationPairs, scores: np.ndarray) -> np.ndarray:
     groups = np.split(order, np.flatnonzero(np.diff(pairs.query[order])) + 1)
     with np.errstate(invalid="ignore"):
         return np.array(
-            [kendalltau(pairs.label[g], scores[g]).statistic if len(np.unique(pairs.label[g])) > 1 else np.nan for g in groups]
+            [
+                kendalltau(pairs.label[g], scores[g]).statistic if len(np.unique(pairs.label[g])) > 1 else np.nan
+                for g in groups
+            ]
         )
 
 
@@ -95,8 +98,8 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean over queries (Efron 1979); differences is [queries]."""
     random = np.random.Generator(np.random.PCG64(seed))
     means = np.array([random.choice(differences, len(differences)).mean() for _ in range(samples)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    interval = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(interval[0]), float(interval[1])
 
 
 def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -105,6 +108,8 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     wide = max(len(name) for name in rows)
     lines = [" " * wide + "".join(f"  {column:>9}" for column in columns)]
     for name, row in rows.items():
-        cells = "".join(f"  {row[c]:>{max(9, len(c))}.4f}" if c in row else f"  {'':>{max(9, len(c))}}" for c in columns)
+        cells = "".join(
+            f"  {row[c]:>{max(9, len(c))}.4f}" if c in row else f"  {'':>{max(9, len(c))}}" for c in columns
+        )
         lines.append(f"{name:<{wide}}{cells}")
     return "\n".join(lines)

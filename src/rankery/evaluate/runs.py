@@ -41,7 +41,9 @@ def ranked(pairs: EvaluationPairs, scores: np.ndarray, seed: int) -> tuple[np.nd
     """
     scores = np.asarray(scores, dtype=np.float32)
     if np.isnan(scores).any():
-        raise InputError(f"score {int(np.isnan(scores).argmax())} is not a number; expected finite scores: check the model")
+        raise InputError(
+            f"score {int(np.isnan(scores).argmax())} is not a number; expected finite scores: check the model"
+        )
     order = np.lexsort((mix(pairs.key, seed), -scores, pairs.query))
     values, queries = scores[order], pairs.query[order]
     lowest = np.float32(-np.inf)
@@ -79,4 +81,6 @@ def write_qrels(path: Path, pairs: EvaluationPairs) -> None:
     """TREC qrels: query 0 document gain."""
     whole, _ = gains(pairs.label)
     with path.open("w") as file:
-        file.writelines(f"q{query} 0 d{i} {gain}\n" for i, (query, gain) in enumerate(zip(pairs.query, whole, strict=True)))
+        file.writelines(
+            f"q{query} 0 d{i} {gain}\n" for i, (query, gain) in enumerate(zip(pairs.query, whole, strict=True))
+        )

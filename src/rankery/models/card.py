@@ -12,8 +12,19 @@ if TYPE_CHECKING:
 def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float], step: int) -> str:
     """Markdown with the metadata block that model hubs read."""
     rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items())
-    table = f"| metric on {config.val_dataset} | value |\n|---|---|\n{rows}" if metrics else "No validation data was given."
-    shown = ("loss_type", "epochs", "lr", "batch_size", "gradient_accumulation_steps", "warmup_proportion", "seed", "mixed_precision")
+    table = (
+        f"| metric on {config.val_dataset} | value |\n|---|---|\n{rows}" if metrics else "No validation data was given."
+    )
+    shown = (
+        "loss_type",
+        "epochs",
+        "lr",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "warmup_proportion",
+        "seed",
+        "mixed_precision",
+    )
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in shown)
     cls = type(reranker).__name__
     return f"""---

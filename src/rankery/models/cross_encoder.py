@@ -79,7 +79,9 @@ class CrossEncoder(Reranker):
         dtype = _dtype(dtype, device)
         if seed is not None:
             torch.manual_seed(seed)
-        model, tokenizer = _load(str(model_name_or_path), num_labels, hub, {"hidden": hidden_dropout, "attention": attention_dropout})
+        model, tokenizer = _load(
+            str(model_name_or_path), num_labels, hub, {"hidden": hidden_dropout, "attention": attention_dropout}
+        )
         saved = contract or {}
         limit = position_limit(model)
         if max_len is None:
@@ -148,7 +150,9 @@ def _set_dropout(config: Any, dropout: dict[str, float | None]) -> None:
     for kind, value in dropout.items():
         names = [name for name in DROPOUT_NAMES[kind] if hasattr(config, name)]
         if value is not None and not names:
-            raise ValueError(f"{kind}_dropout is {value}, but {type(config).__name__} has none of {DROPOUT_NAMES[kind]}")
+            raise ValueError(
+                f"{kind}_dropout is {value}, but {type(config).__name__} has none of {DROPOUT_NAMES[kind]}"
+            )
         for name in names if value is not None else ():
             setattr(config, name, value)
 

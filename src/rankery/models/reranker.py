@@ -27,7 +27,7 @@ Pair = Sequence[str]
 class RankedDocument(NamedTuple):
     """One reranked document: its index in the input, its score, its text."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody wants of three fields
     score: float
     document: str
 

@@ -50,7 +50,9 @@ def check_output_dir(config: TrainConfig) -> None:
     elif config.overwrite and not is_run:
         taken = [name for name in OURS if (folder / name).exists()]
         if taken:
-            raise InputError(f"output_dir {folder} holds {', '.join(taken)}, written by something else; choose another folder")
+            raise InputError(
+                f"output_dir {folder} holds {', '.join(taken)}, written by something else; choose another folder"
+            )
     elif not config.overwrite:
         what = "holds another run" if is_run else "is not empty"
         raise InputError(f"output_dir {folder} {what}; choose another folder, or set resume=true or overwrite=true")
@@ -79,7 +81,9 @@ def claim(config: TrainConfig, data_keys: list[str]) -> dict[str, Any]:
     if config.resume and run_file.is_file():
         run = json.loads(run_file.read_text())
         if run["data"] != data_keys:
-            raise InputError(f"resume: the data changed since {folder} was started; expected the same files and tokenizer")
+            raise InputError(
+                f"resume: the data changed since {folder} was started; expected the same files and tokenizer"
+            )
         for leftover in _leftovers(folder):
             shutil.rmtree(leftover, ignore_errors=True)
     else:
@@ -96,7 +100,9 @@ def claim(config: TrainConfig, data_keys: list[str]) -> dict[str, Any]:
 
 def _leftovers(folder: Path) -> list[Path]:
     """Half-written folders of a killed run."""
-    return [path for place in (folder, folder / "checkpoints") for path in [*place.glob(".tmp-*"), *place.glob(".old-*")]]
+    return [
+        path for place in (folder, folder / "checkpoints") for path in [*place.glob(".tmp-*"), *place.glob(".old-*")]
+    ]
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -140,7 +146,9 @@ def write_checkpoint(
     except Exception as error:
         # safetensors reports a full disk as an error of its own
         if isinstance(error, OSError) or "No space left" in str(error):
-            raise InputError(f"{target}: could not be saved: {error}; earlier checkpoints are whole: make room, then resume=true") from error
+            raise InputError(
+                f"{target}: could not be saved: {error}; earlier checkpoints are whole: make room, then resume=true"
+            ) from error
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

