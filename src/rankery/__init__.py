@@ -10,7 +10,7 @@ from rankery.errors import InputError
 if TYPE_CHECKING:
     from rankery.models.cross_encoder import CrossEncoder
     from rankery.models.reranker import RankedDocument, Reranker
-    from rankery.train.run import train
+    from rankery.training.run import train
 
 __version__ = "0.1.0"
 __all__ = ["CrossEncoder", "InputError", "RankedDocument", "Reranker", "__version__", "train"]
@@ -19,7 +19,7 @@ _HOMES = {
     "CrossEncoder": "rankery.models.cross_encoder",
     "RankedDocument": "rankery.models.reranker",
     "Reranker": "rankery.models.reranker",
-    "train": "rankery.train.run",
+    "train": "rankery.training.run",
 }
 
 

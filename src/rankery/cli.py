@@ -77,7 +77,7 @@ def _scoring_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from rankery.config import parse_overrides
-    from rankery.train.run import train
+    from rankery.training.run import train
 
     train(arguments.config, **parse_overrides(arguments.overrides))
 

@@ -145,9 +145,7 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
     # sentence-transformers would apply a sigmoid to one label: our scores are logits.
     config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
     config.pad_token_id = reranker.template.pad_token_id
-    config.architectures = [
-        type(model).__mro__[1].__name__ if type(model).__name__.startswith("FSDP") else type(model).__name__
-    ]
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the name that sharding gives the class
     config.dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
     tokenizer.model_max_length = reranker.template.max_len
     _save_weights(aside, state)

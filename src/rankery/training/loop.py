@@ -24,11 +24,11 @@ from rankery.models.budget import pad_multiple
 from rankery.models.card import model_card
 from rankery.models.contract import write_model_directory
 from rankery.models.reranker import forward
-from rankery.train import checkpoint
-from rankery.train.optim import gradient_norm, lr_factor, set_lr
-from rankery.train.run import Run, describe
-from rankery.train.tracking import Tracker
-from rankery.train.validation import evaluate
+from rankery.training import checkpoint
+from rankery.training.optim import gradient_norm, lr_factor, set_lr
+from rankery.training.run import Run, describe
+from rankery.training.tracking import Tracker
+from rankery.training.validation import evaluate
 
 FRESH: dict[str, Any] = {
     "step": 0, "updates": 0, "metrics_bytes": 0, "best": None, "best_step": 0, "worse_evaluations": 0,

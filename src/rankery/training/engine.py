@@ -150,7 +150,8 @@ class Engine:
 
         if not self.sharded:
             return model.state_dict() if self.is_main else {}
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        return {name: tensor.clone() for name, tensor in full.items()}  # gathered ones may be views of padded storage
 
     def optimizer_state(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
         """Full optimiser state on the main process, by "parameter|state"; all processes call it."""
@@ -159,7 +160,7 @@ class Engine:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
         return {
-            f"{name}|{kind}": torch.as_tensor(value).detach().cpu().contiguous()
+            f"{name}|{kind}": torch.as_tensor(value).detach().cpu().clone()
             for name, entry in state.items()
             for kind, value in entry.items()
             if value is not None

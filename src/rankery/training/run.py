@@ -23,10 +23,10 @@ from rankery.errors import InputError
 from rankery.losses import LOSSES, Loss
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.cross_encoder import CrossEncoder
-from rankery.train import checkpoint
-from rankery.train.engine import DTYPES, Engine
-from rankery.train.optim import build_optimizer
-from rankery.train.tracking import check_tracker
+from rankery.training import checkpoint
+from rankery.training.engine import DTYPES, Engine
+from rankery.training.optim import build_optimizer
+from rankery.training.tracking import check_tracker
 
 
 @dataclass
@@ -68,7 +68,7 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any
         InputError: anything wrong with configuration, data, model, launch or output folder, before anything is written;
             a loss that is not finite, before the update.
     """
-    from rankery.train.loop import fit
+    from rankery.training.loop import fit
 
     source = config.model_dump() if isinstance(config, TrainConfig) else config
     parsed = load_config(source, overrides)

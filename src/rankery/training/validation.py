@@ -16,7 +16,7 @@ from rankery.data.plan import deal
 from rankery.losses import Loss
 from rankery.models.budget import pad_multiple
 from rankery.models.reranker import expected_grade, forward
-from rankery.train.engine import Engine
+from rankery.training.engine import Engine
 
 
 @torch.no_grad()

@@ -1,0 +1,277 @@
+"""Training end to end on a tiny model: what is learnt, what is written, what a resumed run is equal to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make_data, run_python, write_rows
+from safetensors.torch import load_file
+
+from rankery import CrossEncoder, InputError, train
+from rankery.config import dump_config, load_config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_runs(left: Path, right: Path) -> None:
+    a, b = weights(left / "model"), weights(right / "model")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (left / "metrics.jsonl").read_text() == (right / "metrics.jsonl").read_text()
+
+
+def test_learns_and_writes_what_the_contract_says(config: dict) -> None:
+    folder = train(config, epochs=12, lr=3e-3)
+    assert folder == Path(config["output_dir"]) / "model"
+    rows = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
+    before, after = rows[0], [row for row in rows if "val/loss" in row][-1]
+    assert before["step"] == 0
+    assert after["val/loss"] < before["val/loss"]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 12 * 6  # 48 pairs, 8 a step, every update logged
+    assert losses[-1] < 0.5 * losses[0]
+    assert {"val/nDCG@10", "val/MRR@10", "val/MAP", "val/Recall@10"} <= after.keys()
+    assert sorted(path.name for path in (folder.parent / "checkpoints").glob("checkpoint_*")) == ["checkpoint_66", "checkpoint_72"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "rankery.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert not list(folder.parent.rglob(".tmp-*"))
+    assert not list(folder.parent.rglob(".old-*"))
+
+
+def test_resolved_configuration_reruns_the_run(config: dict, tmp_path: Path) -> None:
+    first = train(config).parent
+    resolved = load_config(first / "config.yaml")
+    assert resolved.token_budget is not None
+    assert load_config(first / "config.yaml", {"output_dir": "x"}).output_dir == "x"
+    second = train(first / "config.yaml", output_dir=str(tmp_path / "again")).parent
+    assert_equal_runs(first, second)
+
+
+@pytest.mark.parametrize("checkpoint", [3, 6, 9])
+def test_resumed_run_is_the_uninterrupted_run(config: dict, tmp_path: Path, checkpoint: int) -> None:
+    """With dropout on; in the middle of an epoch (6 steps) and at its end."""
+    whole = train(config, save_steps=3, num_max_checkpoints=9).parent
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    for path in (cut / "checkpoints").iterdir():
+        if int(path.name.split("_")[1]) > checkpoint:
+            shutil.rmtree(path)
+    train(config, output_dir=str(cut), save_steps=3, num_max_checkpoints=9, resume=True)
+    assert_equal_runs(whole, cut)
+
+
+def test_killed_at_random_moments_ends_as_uninterrupted(config: dict, tmp_path: Path) -> None:
+    """SIGKILL, during saves too: the resumed run saves every step, so most moments are within one."""
+    settings = {**config, "save_steps": 1, "epochs": 4, "output_dir": str(tmp_path / "whole")}
+    whole = train(settings).parent
+    killed = tmp_path / "killed"
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(load_config({**settings, "output_dir": str(killed), "resume": True})))
+    command = [sys.executable, "-m", "rankery.cli", "train", "--config", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    kills = 0
+    for attempt in range(12):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "tokens a step" in line:
+                break
+        time.sleep(0.25 + 0.13 * attempt)
+        if process.poll() is None and kills < 4:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 1
+    assert_equal_runs(whole, killed)
+
+
+def test_cut_of_a_step_does_not_change_what_is_learnt(config: dict, tmp_path: Path) -> None:
+    """One micro-batch or eight, plain SGD without dropout: equal gradients, equal weights."""
+    exact = {"hidden_dropout": 0, "attention_dropout": 0, "optimizer": "sgd", "lr": 0.05, "max_grad_norm": 0.1}
+    runs = [
+        train(config, **exact, token_budget=budget, output_dir=str(tmp_path / str(budget)), best_metric=None).parent
+        for budget in (10_000, 40)
+    ]
+    norms = [[json.loads(line)["grad_norm"] for line in (run / "metrics.jsonl").open() if "grad_norm" in line] for run in runs]
+    torch.testing.assert_close(torch.tensor(norms[0]), torch.tensor(norms[1]), rtol=1e-4, atol=1e-6)
+    a, b = (weights(run / "model") for run in runs)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+    start = weights_of_base(config)
+    assert max(float((a[name] - start[name]).abs().max()) for name in a) > 1e-3  # it did learn
+
+
+def weights_of_base(config: dict) -> dict[str, torch.Tensor]:
+    model = CrossEncoder.from_pretrained(config["model_name_or_path"], 1, seed=config["seed"]).model
+    return dict(model.state_dict())
+
+
+def test_accumulated_batches_are_one_larger_batch(config: dict, tmp_path: Path) -> None:
+    a = train(config, output_dir=str(tmp_path / "a"), batch_size=4, gradient_accumulation_steps=2).parent
+    b = train(config, output_dir=str(tmp_path / "b")).parent
+    assert_equal_runs(a, b)
+
+
+def test_best_model_is_kept_and_patience_stops(config: dict) -> None:
+    folder = train(config, epochs=30, lr=2e-2, patience=2, best_metric="MAP")
+    rows = [json.loads(line) for line in (folder.parent / "metrics.jsonl").open()]
+    evaluations = [(row["val/MAP"], row["step"]) for row in rows if "val/MAP" in row and row["step"]]
+    best = max(evaluations, key=lambda pair: (pair[0], -pair[1]))
+    assert evaluations[-1][1] < 180, "it never stopped early"
+    assert len([1 for _, step in evaluations if step > best[1]]) == 2
+    assert f"for {best[1]} steps" in (folder / "README.md").read_text()
+
+
+def test_graded_labels_and_classes(config: dict, tmp_path: Path) -> None:
+    rows = [{"query": f"sun {i}", "pos": ["sun sun", "sun sea", "sea hill"], "pos_scores": [2, 1, 0]} for i in range(8)]
+    data = str(write_rows(tmp_path / "graded.jsonl", rows))
+    common = {"train_dataset": data, "val_dataset": data, "max_label": 2}
+    for extra in ({"loss_type": "point_mse"}, {"num_labels": 3}):
+        folder = train(config, **common, **extra, overwrite=True)
+        reranker = CrossEncoder.from_pretrained(folder)
+        assert reranker.compute_score([("sun", "sea")]).shape == ((1,) if "loss_type" in extra else (1, 3))
+        if "num_labels" in extra:
+            assert all(0 <= entry.score <= 1 for entry in reranker.rerank("sun", ["sea", "sun"]))
+    with pytest.raises(InputError, match=r"num_labels is 3 .* max_label - min_label \+ 1 = 2"):
+        train(config, num_labels=3)
+
+
+def test_non_finite_loss_stops_and_names_the_examples(config: dict, bert: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(bert, broken)
+    state = load_file(bert / "model.safetensors")
+    state["embeddings.word_embeddings.weight"][VOCAB_WOLF] = float("nan")
+    from safetensors.torch import save_file
+
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    rows = [{"query": "sun", "pos": ["sun sun"], "neg": ["sea"]}] * 3 + [{"query": "moon", "pos": ["wolf"], "neg": ["sea"]}]
+    data = write_rows(tmp_path / "nan.jsonl", rows)
+    with pytest.raises(InputError, match=r"the loss of step \d+ is not finite; nothing was updated. Examples: .*nan.jsonl:4"):
+        train(config, model_name_or_path=str(broken), train_dataset=str(data), val_dataset=None)
+
+
+VOCAB_WOLF = 5 + 22
+
+
+def test_out_of_memory_repeats_the_step_with_half_the_budget(config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    exact = {"hidden_dropout": 0, "attention_dropout": 0, "best_metric": None}
+    calm = train(config, **exact, output_dir=str(tmp_path / "calm")).parent
+    from rankery.training import loop
+
+    original = loop.forward
+
+    def limited(model, input_ids, *rest):
+        if input_ids.numel() > 100:
+            raise torch.OutOfMemoryError("injected")
+        return original(model, input_ids, *rest)
+
+    loop.forward = limited
+    try:
+        short = train(config, **exact, output_dir=str(tmp_path / "short")).parent
+    finally:
+        loop.forward = original
+    assert "out of memory: the step is repeated with token_budget" in capsys.readouterr().out
+    a, b = weights(calm / "model"), weights(short / "model")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_taken_output_folders(config: dict, tmp_path: Path) -> None:
+    folder = train(config).parent
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds another run"):
+        train(config)
+    with pytest.raises(InputError, match=r"resume: lr was 0.001 in .*config.yaml, got 0.01"):
+        train(config, resume=True, lr=0.01)
+    train(config, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model").mkdir()
+    with pytest.raises(InputError, match="is not empty"):
+        train(config, output_dir=str(other))
+    with pytest.raises(InputError, match="written by something else"):
+        train(config, output_dir=str(other), overwrite=True)
+    make_data(Path(config["train_dataset"]), 13)
+    with pytest.raises(InputError, match="the data changed"):
+        train(config, resume=True)
+
+
+def test_damaged_checkpoints(config: dict, capsys: pytest.CaptureFixture) -> None:
+    folder = train(config).parent
+    shutil.rmtree(folder / "model")
+    newest = folder / "checkpoints" / "checkpoint_12"
+    with (newest / "optimizer.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    train(config, resume=True)
+    assert "checkpoint_12: is no whole checkpoint" in capsys.readouterr().out
+    assert (folder / "model").is_dir()
+    for path in (folder / "checkpoints").glob("checkpoint_*"):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="is no whole checkpoint of a rankery run"):
+        train(config, resume=True)
+
+
+def test_nothing_is_written_before_everything_is_valid(config: dict, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"query": "q", "pos": ["a"], "pos_scores": [1, 2]}\nnot json\n')
+    with pytest.raises(InputError) as caught:
+        train(config, train_dataset=str(bad), val_dataset=str(bad))
+    assert len(caught.value.problems) == 4
+    assert not Path(config["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_len": 4096}, "max_len is 4096; .* takes at most 128 tokens"),
+        ({"model_name_or_path": "./nowhere"}, "there is no such folder"),
+        ({"model_name_or_path": "nobody/nothing"}, "could not be loaded"),
+        ({"mixed_precision": "fp16"}, "mixed_precision is fp16, but there is no accelerator"),
+        ({"query_format": "q"}, "query_format is 'q'"),
+        ({"train_dataset": "nowhere.jsonl"}, "nowhere.jsonl: does not exist"),
+        ({"lr_groups": {"clasifier": 1.0}}, "'clasifier' finds no parameter"),
+    ],
+)
+def test_bad_values(config: dict, change: dict, message: str) -> None:
+    if "fp16" in message and torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator, which computes fp16")
+    with pytest.raises(InputError, match=message):
+        train({**config, **change})
+
+
+def test_full_disk_while_saving_keeps_the_last_checkpoint(config: dict, tmp_path: Path) -> None:
+    """A file-size limit stands in for a full disk: the kernel refuses the write in the middle of the weights."""
+    code = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from rankery.training import checkpoint
+original = checkpoint.write_checkpoint
+def limited(folder, state, *rest):
+    if state["step"] > 6:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+    return original(folder, state, *rest)
+checkpoint.write_checkpoint = limited
+from rankery.cli import main
+sys.exit(main(["train", *{[f"{key}={value}" for key, value in {**config, "best_metric": None}.items() if value is not None]!r}, "best_metric="]))
+"""
+    done = run_python(code)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "could not be saved" in done.stderr
+    assert [path.name for path in (Path(config["output_dir"]) / "checkpoints").iterdir()] == ["checkpoint_6"]
+    assert train({**config, "best_metric": None}, resume=True).is_dir()
