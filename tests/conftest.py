@@ -15,9 +15,31 @@ SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-WORDS = (
-    "sun moon star rain snow wind river lake sea hill stone sand tree leaf root seed rose fern moss bird fish bear wolf"
-).split()
+WORDS = [
+    "sun",
+    "moon",
+    "star",
+    "rain",
+    "snow",
+    "wind",
+    "river",
+    "lake",
+    "sea",
+    "hill",
+    "stone",
+    "sand",
+    "tree",
+    "leaf",
+    "root",
+    "seed",
+    "rose",
+    "fern",
+    "moss",
+    "bird",
+    "fish",
+    "bear",
+    "wolf",
+]
 VOCAB = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS,
     *"abcdefghijklmnopqrstuvwxyz0123456789.,?!", *[f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"],
@@ -36,7 +58,12 @@ def make_bert(folder: Path, **changes: object) -> Path:
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
     )
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     settings = {
@@ -58,7 +85,9 @@ def make_xlmr(folder: Path) -> Path:
     vocab = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *VOCAB[5:]])}
     raw = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    raw.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
+    raw.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>", cls_token="<s>",
         sep_token="</s>", mask_token="<mask>",
@@ -101,7 +130,10 @@ def make_data(path: Path, queries: int = 12, documents: int = 4, offset: int = 0
     rows = []
     for i in range(offset, offset + queries):
         word = WORDS[i % len(WORDS)]
-        others = [words(i * 3 + j + 1, 3 + (i + 5 * j) % 11).replace(word, "sand" if word != "sand" else "sea") for j in range(documents - 1)]
+        others = [
+            words(i * 3 + j + 1, 3 + (i + 5 * j) % 11).replace(word, "sand" if word != "sand" else "sea")
+            for j in range(documents - 1)
+        ]
         rows.append({"query": f"{word} {i}", "pos": [f"{words(i, 2 + i % 9)} {word}"], "neg": others})
     return write_rows(path, rows)
 
@@ -129,7 +161,9 @@ def launch(launch_file: str, *arguments: str, **environment: str) -> subprocess.
     return launch_script("train_reranker.py", launch_file, *arguments, **environment)
 
 
-def launch_script(script: str, launch_file: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def launch_script(
+    script: str, launch_file: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     port = str(20000 + os.getpid() % 20000)
     command = [

@@ -11,9 +11,8 @@ from typing import Any, TextIO
 
 from rankery.data.records import LabelRange, check_records, expand_paths, read_records
 from rankery.errors import InputError
-from rankery.evaluate.baselines import pairs_of
 from rankery.evaluate.metrics import metrics_table, ranking_metrics
-from rankery.evaluate.runs import write_qrels, write_run
+from rankery.evaluate.runs import pairs_of, write_qrels, write_run
 
 
 def evaluate_model(

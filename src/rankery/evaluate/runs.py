@@ -7,11 +7,13 @@ Rejected: leaving ties to the tools, which break them by document id, by input o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rankery.data.records import QueryRecord, text_hash
 from rankery.errors import InputError
 
 
@@ -22,6 +24,23 @@ class EvaluationPairs:
     query: np.ndarray  # int, index of the query
     label: np.ndarray  # float, as in the data
     key: np.ndarray  # uint64, hash of the pair's texts
+
+
+def pairs_of(records: Sequence[QueryRecord]) -> EvaluationPairs:
+    """The judged pairs of records in order; lines that hold one pair each are joined by equal query."""
+    seen: dict[str, int] = {}
+    query: list[int] = []
+    count = 0
+    for record in records:
+        index = seen.get(record.query) if record.is_pair_line else None
+        if index is None:
+            index, count = count, count + 1
+            if record.is_pair_line:
+                seen[record.query] = index
+        query += [index] * len(record.documents)
+    label = [label for record in records for label in record.labels]
+    key = [text_hash(record.query, document) for record in records for document in record.documents]
+    return EvaluationPairs(np.array(query, dtype=np.int64), np.array(label), np.array(key, dtype=np.uint64))
 
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:

@@ -29,6 +29,13 @@ def default_token_budget(config: Any, device: torch.device, training: bool) -> i
     return max(2048, min(1 << 17, 1 << (int(fitting).bit_length() - 1)))
 
 
+def computes_bf16() -> bool:
+    """Whether this machine's accelerator, or else its CPU, has bfloat16 instructions."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def attention_for(device: torch.device, dtype: torch.dtype) -> str:
     """transformers' attention implementation that is fastest there.
 

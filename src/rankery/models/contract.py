@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,20 +123,37 @@ def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, tor
     """Writes weights `state` (full tensors by name), config, tokenizer, card and contract as one whole.
 
     Raises:
-        InputError: `folder` exists and holds something else than a model that rankery saved.
-        OSError: the disk is full or not writable; nothing is left behind then.
+        InputError: `folder` holds something else than a model that rankery saved; or the disk is full or not writable.
     """
     if folder.exists() and any(folder.iterdir()) and read_contract(folder) is None:
         raise InputError(f"{folder}: is not empty and was not written by rankery; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
-    try:
-        os.chmod(aside, 0o755)
+    with written_aside(folder) as aside:
         _write_files(aside, reranker, state, card)
-        sync(aside)
-        replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which then takes the place of `folder` as a whole; nothing is left after an error.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+        try:
+            os.chmod(aside, 0o755)
+            yield aside
+            sync(aside)
+            replace(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: could not be saved: {error}; what was saved before is whole: make room, then go on with resume=true"
+        ) from error
 
 
 def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from rankery.data.template import pair_template
 from rankery.errors import InputError
+from rankery.models.budget import computes_bf16
 from rankery.models.contract import check_arguments, check_template, read_contract, verify_golden
 from rankery.models.reranker import Reranker
 
@@ -164,7 +165,7 @@ def _default_device() -> torch.device:
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        native = device.type == "cuda" and computes_bf16()
         return torch.bfloat16 if native else torch.float32
     if isinstance(dtype, str):
         named = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)

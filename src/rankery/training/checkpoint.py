@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import uuid
 import zlib
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import torch
 
 from rankery.config import RESUME_FREE, TrainConfig, dump_config, load_config
 from rankery.errors import InputError
-from rankery.models.contract import replace, sync
+from rankery.models.contract import written_aside
 
 RUN_FILE, CONFIG_FILE, STATE_FILE, OPTIMIZER_FILE = "run.json", "config.yaml", "state.json", "optimizer.safetensors"
 OURS = (RUN_FILE, CONFIG_FILE, "metrics.jsonl", "tensorboard", "wandb", "checkpoints", "model")
@@ -135,23 +134,11 @@ def write_checkpoint(
     from safetensors.torch import save_file
 
     target = folder / "checkpoints" / f"checkpoint_{state['step']}"
-    aside = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
-    try:
+    with written_aside(target) as aside:
         write_model(aside / "model")
         save_file(optimizer, aside / OPTIMIZER_FILE)
         files = {str(path.relative_to(aside)): _measure(path) for path in sorted(aside.rglob("*")) if path.is_file()}
         (aside / STATE_FILE).write_text(json.dumps({**state, "files": files}))
-        sync(aside)
-        replace(aside, target)
-    except Exception as error:
-        # safetensors reports a full disk as an error of its own
-        if isinstance(error, OSError) or "No space left" in str(error):
-            raise InputError(
-                f"{target}: could not be saved: {error}; earlier checkpoints are whole: make room, then resume=true"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     for _, old in numbered(folder, "checkpoint")[:-keep]:
         remove(old)
 

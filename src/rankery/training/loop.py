@@ -281,6 +281,8 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
 
         run.engine.on_main(publish)
     elif not run.engine.on_main(target.is_dir):
+        if state["best_step"]:
+            run.say(f"note: {best} is gone; the last model is saved instead")
         _write_model(run, state, target)
     which = (
         f"the best by {_best_metric(run)}, of step {state['best_step']}" if state["best_step"] else "of the last step"
