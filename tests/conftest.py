@@ -64,8 +64,8 @@ def make_bert(folder: Path, **changes: object) -> Path:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     settings = {
         "vocab_size": len(VOCAB), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 128, "initializer_range": 0.3,

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rankery.errors import InputError
 
 ALIASES = {"epoch": "epochs"}
+# What other tools call our keys; for the hint of an error message only.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "warmup_ratio": "warmup_proportion",
+    "max_length": "max_len",
+    "max_seq_length": "max_len",
+    "bf16": "mixed_precision",
+    "fp16": "mixed_precision",
+    "report_to": "log_with",
+    "logging_steps": "log_interval",
+    "save_total_limit": "num_max_checkpoints",
+    "model": "model_name_or_path",
+    "loss": "loss_type",
+}
 
 
 class TrainConfig(BaseModel):
@@ -115,9 +132,17 @@ RESUME_FREE = frozenset(
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 5e-5 as a number (YAML 1.1 wants 5.0e-5)."""
+    """SafeLoader with YAML 1.2's scalars where 1.1 surprises: 5e-5 is a number, no and on are words."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
@@ -165,7 +190,7 @@ def load_config(
             values[name], places[name] = value, layer_places[key]
     known = TrainConfig.model_fields
     for key in [key for key in values if key not in known]:
-        near = difflib.get_close_matches(str(key), [*known, *ALIASES], 1)
+        near = [ELSEWHERE[key]] if key in ELSEWHERE else difflib.get_close_matches(str(key), [*known, *ALIASES], 1)
         hint = f"; did you mean {near[0]}?" if near else "; docs/configuration.md lists the keys"
         problems.append(f"{places[key]}: unknown key {key}{hint}")
         del values[key]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def bm25_tokens(text: str) -> list[str]:
     """Lower-cased words; of CJK runs every character and every two neighbouring ones (no dictionary needed)."""
     tokens: list[str] = []
     for word in WORDS.findall(text.lower()):
-        tokens += [*word, *map("".join, zip(word, word[1:], strict=False))] if IS_CJK.match(word) else [word]
+        tokens += [*word, *map("".join, pairwise(word))] if IS_CJK.match(word) else [word]
     return tokens
 
 
@@ -42,7 +43,7 @@ def bm25_scores(records: Sequence[QueryRecord]) -> np.ndarray:
     """BM25 [P] with document frequencies from all distinct documents of the records (Lucene's form, k1 1.5, b 0.75)."""
     position, documents = _distinct(text for record in records for text in record.documents)
     index = _Bm25(list(documents))
-    scores = np.zeros(len(position), dtype=np.float32)
+    scores: np.ndarray = np.zeros(len(position), dtype=np.float32)
     rows: dict[str, list[int]] = {}  # query -> its pairs: files of one pair a line repeat a query
     for pair, query in enumerate(record.query for record in records for _ in record.documents):
         rows.setdefault(query, []).append(pair)
@@ -88,7 +89,7 @@ def embed(texts: Sequence[str], encoder: str | Path, max_len: int = 256) -> np.n
             batch: Any = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt").to(device)
             states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
-            mean = (states * mask).sum(1) / mask.sum(1)
+            mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)  # no token at all: zeros, cosine 0
             vectors[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
     return vectors
 

@@ -45,7 +45,7 @@ def evaluate_model(
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         write_run(output / "run.trec", pairs, scores, seed)
-        write_qrels(output / "qrels.trec", pairs)
+        write_qrels(output / "qrels.trec", pairs, min_label)
     return metrics_table({Path(model).name: metrics})
 
 

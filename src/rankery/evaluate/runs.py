@@ -1,13 +1,16 @@
-"""Runs and qrels in TREC terms, as flat arrays and as files.
+"""Scores -> one agreed order, and TREC run and qrels files that make every tool see that order.
 
-Contract: equal scores are ordered by a seeded hash of the texts, never by input order (data files put relevant documents
-first), and runs are written with distinct descending scores, so that every tool sees the same ranking.
-Rejected: leaving ties to the tools, which break them by document id, by input order, or not at all.
+Contract: equal scores are ordered by a seeded hash of the two texts, so neither the order in the file nor the tool decides
+(files list relevant documents first, and trec_eval breaks ties by document id); written scores strictly descend in
+float32, the precision trec_eval reads. Cost: one sort. Rejected: breaking ties by position (flatters a constant scorer)
+and adding random noise to the scores (changes the order of near ties).
+
+Shapes: P pairs, n documents of one query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,90 +19,143 @@ import numpy as np
 from rankery.data.records import QueryRecord, text_hash
 from rankery.errors import InputError
 
+MOST_GRADES = (
+    10_000  # trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores
+)
+FIRST_NORMAL = 0x00800000  # bits of the smallest normal float32
+LARGEST = 0x7F7FFFFF  # bits of the largest finite float32
+
 
 @dataclass(frozen=True)
 class EvaluationPairs:
-    """Judged pairs; those of one query need not be adjacent. All arrays are [pairs]."""
+    """Judged (query, document) pairs; those of one query need not be adjacent."""
 
-    query: np.ndarray  # int, index of the query
-    label: np.ndarray  # float, as in the data
-    key: np.ndarray  # uint64, hash of the pair's texts
+    query: np.ndarray  # [P] int, index of the query
+    label: np.ndarray  # [P] float, as in the file
+    key: np.ndarray  # [P] uint64, `text_hash(query, document)`
+
+    def __len__(self) -> int:
+        return len(self.query)
 
 
-def pairs_of(records: Sequence[QueryRecord]) -> EvaluationPairs:
-    """The judged pairs of records in order; lines that hold one pair each are joined by equal query."""
-    seen: dict[str, int] = {}
+@dataclass(frozen=True)
+class Gains:
+    """Integer gains of pairs, as qrels hold them: `round(scale * max(0, label - shift))`."""
+
+    gain: np.ndarray  # [P] int64, from 0
+    shift: float  # min_label where that is negative, else 0
+    scale: float  # 1 for grades
+    is_soft: bool  # the labels are scores, not grades
+
+
+def pairs_of(records: Iterable[QueryRecord]) -> EvaluationPairs:
+    """Flat arrays of records, pairs in their order; files of one pair a line are grouped by the query's text."""
     query: list[int] = []
-    count = 0
+    label: list[float] = []
+    key: list[int] = []
+    of_text: dict[int, int] = {}  # pair lines: hash of the query -> its index
+    queries = 0
     for record in records:
-        index = seen.get(record.query) if record.is_pair_line else None
-        if index is None:
-            index, count = count, count + 1
-            if record.is_pair_line:
-                seen[record.query] = index
+        index = of_text.setdefault(text_hash(record.query), queries) if record.is_pair_line else queries
+        queries = max(queries, index + 1)
         query += [index] * len(record.documents)
-    label = [label for record in records for label in record.labels]
-    key = [text_hash(record.query, document) for record in records for document in record.documents]
-    return EvaluationPairs(np.array(query, dtype=np.int64), np.array(label), np.array(key, dtype=np.uint64))
+        label += record.labels
+        key += [text_hash(record.query, document) for document in record.documents]
+    return EvaluationPairs(np.array(query, np.int32), np.array(label, np.float64), np.array(key, np.uint64))
 
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded order of hashes: splitmix64's finaliser (Steele, Lea and Flood 2014) of key + seed."""
-    with np.errstate(over="ignore"):
-        x = keys.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    """Seeded permutation of uint64 keys, [P] -> [P]: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (seed + 1) % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
-def ranked(pairs: EvaluationPairs, scores: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(order, scores): pair indices by query, then from best to worst; distinct descending float32 scores in that order.
+def rank(scores: np.ndarray, keys: np.ndarray, seed: int, query: np.ndarray | None = None) -> np.ndarray:
+    """Indices of pairs by descending score, ties by mixed key, [P]; with `query` [P], one query after the other.
+
+    Exact duplicates (same texts, same score) stand in reverse order of the file, which lists relevant documents first:
+    the order that flatters nobody.
 
     Raises:
-        InputError: a score that is not a number.
+        InputError: scores of another shape than the keys, or NaN.
     """
-    scores = np.asarray(scores, dtype=np.float32)
+    scores = np.asarray(scores)
+    if scores.shape != np.shape(keys):
+        raise InputError(f"got scores of shape {scores.shape}; expected one score for each of {len(keys)} pairs")
     if np.isnan(scores).any():
+        nan = np.flatnonzero(np.isnan(scores))
         raise InputError(
-            f"score {int(np.isnan(scores).argmax())} is not a number; expected finite scores: check the model"
+            f"{len(nan)} of {len(scores)} scores are NaN, the first for pair {nan[0]}; expected numbers; check the model's "
+            "weights and precision"
         )
-    order = np.lexsort((mix(pairs.key, seed), -scores, pairs.query))
-    values, queries = scores[order], pairs.query[order]
-    lowest = np.float32(-np.inf)
-    for i in range(1, len(values)):
-        if queries[i] == queries[i - 1] and values[i] >= values[i - 1]:
-            values[i] = np.nextafter(values[i - 1], lowest)
-    return order, values
+    sort_by = [-np.arange(len(scores)), mix(keys, seed), -scores.astype(np.float64)]  # lexsort: the last counts most
+    return np.lexsort(sort_by if query is None else [*sort_by, query])
 
 
-def gains(labels: np.ndarray) -> tuple[np.ndarray, bool]:
-    """(integer gains, whether the labels are soft).
+def distinct_scores(sorted_scores: np.ndarray) -> np.ndarray:
+    """Strictly descending finite float32 scores, each the nearest at or below the given descending one, [n] -> [n].
 
-    Integer labels are their own gains, raised so that none is negative. Soft scores are counted in millionths, since
-    evaluation tools want integers; nDCG does not change when all gains are multiplied by one number.
+    Works on the place of each value among the normal float32 numbers, where the next smaller number is one less: subnormals
+    count as 0 (some readers flush them), infinities as the largest numbers.
     """
-    labels = np.asarray(labels, dtype=np.float64)
-    labels = labels - min(0.0, labels.min(initial=0.0))
-    soft = bool((labels != np.round(labels)).any())
-    return np.round(labels * (1e6 if soft else 1)).astype(np.int64), soft
+    assert not np.isnan(sorted_scores).any()
+    with np.errstate(over="ignore"):
+        bits = np.asarray(sorted_scores).astype(np.float32).view(np.int32).astype(np.int64)
+    size = np.maximum((bits & 0x7FFFFFFF) - (FIRST_NORMAL - 1), 0)
+    place = np.where(bits < 0, -size, size)
+    largest, steps = LARGEST - (FIRST_NORMAL - 1), np.arange(len(bits))
+    place = np.clip(place, -largest + len(bits), largest)  # leaves room below for all that share the lowest value
+    place = np.minimum.accumulate(place + steps) - steps
+    magnitude = np.where(place == 0, 0, np.abs(place) + (FIRST_NORMAL - 1)).astype(np.int32).view(np.float32)
+    return np.where(place < 0, -magnitude, magnitude)
 
 
-def write_run(path: Path, pairs: EvaluationPairs, scores: np.ndarray, seed: int, tag: str = "rankery") -> None:
-    """TREC run: query Q0 document rank score tag. Queries are q0, q1 ..., documents d0, d1 ... (the pair's index)."""
-    order, values = ranked(pairs, scores, seed)
-    rank, previous = 0, None
-    with path.open("w") as file:
-        for pair, value in zip(order, values, strict=True):
-            query = pairs.query[pair]
-            rank = rank + 1 if query == previous else 1
-            previous = query
-            file.write(f"q{query} Q0 d{pair} {rank} {value:.9g} {tag}\n")
+def gains(pairs: EvaluationPairs, min_label: float = 0.0) -> Gains:
+    """Integer gains for qrels, nDCG and thresholds.
+
+    Grades (integers up to MOST_GRADES) are their own gains. A negative `min_label` is subtracted, so that the lowest
+    grade has gain 0; labels below it have gain 0 too, as trec_eval treats negative grades. If any label is no integer, all are
+    scores: scaled so that the largest has gain MOST_GRADES, a resolution of 0.01% of it; nDCG does not change with scale.
+    """
+    shift = min(0.0, float(min_label))
+    shifted = np.maximum(np.asarray(pairs.label, dtype=np.float64) - shift, 0.0)
+    largest = float(shifted.max(initial=0.0))
+    is_soft = largest > MOST_GRADES or bool((shifted != np.rint(shifted)).any())
+    scale = MOST_GRADES / largest if is_soft else 1.0
+    return Gains(np.rint(shifted * scale).astype(np.int64), shift, scale, is_soft)
 
 
-def write_qrels(path: Path, pairs: EvaluationPairs) -> None:
-    """TREC qrels: query 0 document gain."""
-    whole, _ = gains(pairs.label)
-    with path.open("w") as file:
-        file.writelines(
-            f"q{query} 0 d{i} {gain}\n" for i, (query, gain) in enumerate(zip(pairs.query, whole, strict=True))
-        )
+def write_run(path: Path, pairs: EvaluationPairs, scores: np.ndarray, seed: int = 42, tag: str = "rankery") -> None:
+    """TREC run file, `q0 Q0 d3 1 0.87 rankery` a line: query, pair index, rank from 1, score; scores strictly descend.
+
+    Raises:
+        InputError: NaN among the scores.
+    """
+    scores = np.asarray(scores)
+    order = rank(scores, pairs.key, seed, pairs.query)
+    with path.open("w", encoding="ascii") as file:
+        for query, of_query in _by_query(pairs.query, order):
+            written = distinct_scores(scores[of_query])
+            for position, (pair, score) in enumerate(zip(of_query.tolist(), written, strict=True), 1):
+                file.write(f"q{query} Q0 d{pair} {position} {score!s} {tag}\n")  # float32's shortest exact spelling
+
+
+def write_qrels(path: Path, pairs: EvaluationPairs, min_label: float = 0.0) -> None:
+    """TREC qrels file, `q0 0 d3 1` a line, with `gains` as relevance; every pair is judged.
+
+    Tools count relevance from 1 unless told: where `min_label` is above 0, tell them (trec_eval -l, ir-measures rel=).
+    """
+    gain = gains(pairs, min_label).gain
+    with path.open("w", encoding="ascii") as file:
+        for pair, (query, relevance) in enumerate(zip(pairs.query.tolist(), gain.tolist(), strict=True)):
+            file.write(f"q{query} 0 d{pair} {relevance}\n")
+
+
+def _by_query(query: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(query, its pairs in order) of an order that keeps queries together."""
+    ordered = np.asarray(query)[order]
+    for of_query in np.split(order, np.flatnonzero(np.diff(ordered)) + 1):
+        if len(of_query):
+            yield int(query[of_query[0]]), of_query

@@ -53,14 +53,13 @@ class Engine:
             raise InputError(problems)
         if not has_accelerator and sharded:
             _shard_on_cpu()
-        elif not has_accelerator:
-            os.environ["ACCELERATE_USE_CPU"] = "true"
         from accelerate import Accelerator, InitProcessGroupKwargs
 
         plugin = _fsdp_plugin(precision, layer_class()) if sharded else None
         # Tokenising on the main process may take long: the others wait for it.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-        accelerator = Accelerator(mixed_precision="no", fsdp_plugin=plugin, kwargs_handlers=[patience])
+        on_cpu = not has_accelerator and not sharded
+        accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, fsdp_plugin=plugin, kwargs_handlers=[patience])
         if accelerator.num_processes != asked:
             raise InputError(
                 f"the launcher asked for {asked} processes, but training would run on {accelerator.num_processes}; "

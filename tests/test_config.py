@@ -1,0 +1,111 @@
+"""Configuration: order, strictness, messages, round trip; every recipe and launch file that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from rankery.config import TrainConfig, dump_config, load_config, parse_overrides
+from rankery.errors import InputError
+
+REQUIRED = {"model_name_or_path": "m", "train_dataset": "t.jsonl", "output_dir": "o"}
+
+
+def test_default_then_yaml_then_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model_name_or_path: m\ntrain_dataset: t\noutput_dir: o\nlr: 5e-5\nepoch: 3\nval_dataset:\n")
+    config = load_config(file, parse_overrides(["--epochs=4", "mixed_precision=no", "recall_at=[5, 20]"]))
+    assert (config.lr, config.epochs, config.seed, config.val_dataset) == (5e-5, 4, 42, None)
+    assert (config.mixed_precision, config.recall_at) == ("no", [5, 20])
+    assert load_config(yaml.safe_load(dump_config(config))) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.lr = 1.0  # type: ignore[misc]
+
+
+def test_yaml_booleans_do_not_eat_precision_no(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model_name_or_path: m\ntrain_dataset: t\noutput_dir: o\nmixed_precision: no\n")
+    assert load_config(file).mixed_precision == "no"
+
+
+def test_all_problems_at_once_with_lines(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "model_name_or_path: m\noutput_dir: o\nnum_label: 2\nlr: -1\nlearning_rate: 3\nmodel_type: llm_decoder\n"
+    )
+    with pytest.raises(InputError) as caught:
+        load_config(file, {"seed": "x"})
+    text = str(caught.value)
+    for expected in (
+        f"{file}:3: unknown key num_label; did you mean num_labels?",
+        f"{file}:5: unknown key learning_rate; did you mean lr?",
+        f"{file}:4: lr is -1",
+        f"{file}:6: model_type is 'llm_decoder'",
+        "command line: seed is 'x'",
+        "train_dataset is not set",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_label": 0}, "min_label is 0 and max_label 0"),
+        ({"document_format": "d"}, "document_format is 'd'"),
+        ({"special_token": "</s>"}, "bert_encoder does not use it"),
+        ({"num_labels": 3}, "num_labels is 3"),
+        ({"num_labels": 2, "loss_type": "point_mse"}, "with loss_type point_mse"),
+        ({"resume": True, "overwrite": True}, "resume and overwrite are both true"),
+        ({"lr_groups": {"(": 1e-3}}, "is no regular expression"),
+        ({"epoch": 1, "epochs": 2}, "epoch and epochs are set; they are one key"),
+    ],
+)
+def test_contradictions(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        load_config({**REQUIRED, **change})
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for text, message in (
+        ("a: [", "is not YAML"),
+        ("- 1", "holds no keys"),
+        ("lr: 1\nlr: 2", "c.yaml:2: lr is set twice"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_config(file)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match="expected key=value"):
+        parse_overrides(["lr"])
+
+
+def test_every_key_is_documented() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for name, info in TrainConfig.model_fields.items():
+        assert info.description
+        assert f"| `{name}` |" in page, f"docs/configuration.md lacks {name}: make docs"
+        assert info.description in page
+
+
+@pytest.mark.parametrize("name", ["training_bert.yaml", "distilling_bert.yaml"])
+def test_recipes_load(name: str) -> None:
+    config = load_config(ROOT / "config" / name)
+    assert (ROOT / str(config.train_dataset)).is_file()
+    assert config.attention_dropout == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_launch_files_leave_training_to_the_configuration(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    if "distributed_type" not in values:
+        return
+    flat = {**values, **values.get("fsdp_config", {})}
+    assert not [key for key in flat if "precision" in key or "accumulation" in key or "clipping" in key]
+    if values["distributed_type"] == "FSDP":
+        assert flat["fsdp_version"] == 2
+        assert flat["fsdp_reshard_after_forward"] is True

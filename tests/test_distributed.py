@@ -1,0 +1,126 @@
+"""Two real processes on this machine's CPUs (gloo), launched as users do: equal to one process, and never hanging."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import launch, launch_script, make_data, write_rows
+from safetensors.torch import load_file
+
+from rankery import CrossEncoder, train
+
+EXACT = {
+    "hidden_dropout": 0,
+    "attention_dropout": 0,
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "max_grad_norm": 0.1,
+    "token_budget": 60,
+}
+
+
+def arguments(config: dict) -> list[str]:
+    return [f"{key}={value}" for key, value in config.items()]
+
+
+def norms(folder: Path) -> torch.Tensor:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return torch.tensor([[row["grad_norm"], row["loss"]] for row in rows if "grad_norm" in row])
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_learn_what_one_learns(config: dict, tmp_path: Path, engine: str) -> None:
+    """The same examples a step, gradients before clipping, weights after plain SGD, and metrics."""
+    exact = {**config, **EXACT, "best_metric": ""}
+    one = train(exact, output_dir=str(tmp_path / "one"), best_metric=None).parent
+    two = tmp_path / "two"
+    file = "config/ddp.yaml" if engine == "ddp" else "config/default_fsdp.yaml"
+    settings = {**exact, "batch_size": config["batch_size"] // 2, "output_dir": str(two)}
+    done = launch(file, *arguments(settings), RANKERY_CPU_ENGINES="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"engine {engine}, 2 processes" in done.stdout
+    torch.testing.assert_close(norms(one), norms(two), rtol=1e-4, atol=1e-6)
+    a, b = load_file(one / "model" / "model.safetensors"), load_file(two / "model" / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+    assert CrossEncoder.from_pretrained(two / "model").compute_score([("sun", "sea")]).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_resumed_run_is_the_uninterrupted_run(config: dict, tmp_path: Path, engine: str) -> None:
+    """Bit for bit, dropout on, from the middle of an epoch."""
+    file = "config/ddp.yaml" if engine == "ddp" else "config/default_fsdp.yaml"
+    settings = {**config, "batch_size": 4, "save_steps": 3, "num_max_checkpoints": 9, "best_metric": ""}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = launch(file, *arguments({**settings, "output_dir": whole}), RANKERY_CPU_ENGINES="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    for path in (cut / "checkpoints").iterdir():
+        if int(path.name.split("_")[1]) > 3:
+            shutil.rmtree(path)
+    done = launch(file, *arguments({**settings, "output_dir": cut, "resume": True}), RANKERY_CPU_ENGINES="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed after step 3" in done.stdout
+    a, b = load_file(whole / "model" / "model.safetensors"), load_file(cut / "model" / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (whole / "metrics.jsonl").read_text() == (cut / "metrics.jsonl").read_text()
+
+
+def test_one_example_on_two_processes(config: dict, tmp_path: Path) -> None:
+    data = str(write_rows(tmp_path / "one.jsonl", [{"query": "sun", "pos": ["moon"]}]))
+    settings = {**config, "train_dataset": data, "val_dataset": data, "epochs": 1}
+    done = launch("config/ddp.yaml", *arguments(settings))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 steps" in done.stdout
+
+
+def test_out_of_memory_on_one_process_is_repeated_by_both(config: dict, tmp_path: Path) -> None:
+    """An error injected on the second process only: both repeat the step, nothing hangs, the result is the same."""
+    exact = {**config, **EXACT, "token_budget": 400, "batch_size": 4, "best_metric": "", "epochs": 1}
+    script = tmp_path / "inject.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "from rankery.training import loop\n"
+        "original = loop.forward\n"
+        "def limited(model, input_ids, *rest):\n"
+        "    if os.environ['RANK'] == '1' and input_ids.numel() > 60:\n"
+        "        raise torch.OutOfMemoryError('injected')\n"
+        "    return original(model, input_ids, *rest)\n"
+        "if os.environ.get('INJECT'):\n"
+        "    loop.forward = limited\n"
+        "from rankery.cli import main\n"
+        "sys.exit(main(['train', *sys.argv[1:]]))\n"
+    )
+    calm, short = tmp_path / "calm", tmp_path / "short"
+    done = launch_script(str(script), "config/ddp.yaml", *arguments({**exact, "output_dir": calm}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = launch_script(str(script), "config/ddp.yaml", *arguments({**exact, "output_dir": short}), INJECT="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "out of memory: the step is repeated" in done.stdout
+    torch.testing.assert_close(norms(calm), norms(short), rtol=1e-4, atol=1e-6)
+
+
+def test_launches_that_contradict(config: dict, tmp_path: Path) -> None:
+    done = launch("config/default_fsdp.yaml", *arguments(config))
+    assert done.returncode != 0
+    assert "use config/ddp.yaml on CPUs" in done.stderr
+    launch_file = tmp_path / "bf16.yaml"
+    launch_file.write_text(Path("config/ddp.yaml").read_text() + "mixed_precision: bf16\n")
+    done = launch(str(launch_file), *arguments(config))
+    assert "mixed_precision is no in the configuration but bf16 in the launch file" in done.stderr
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_bad_data_stops_all_processes(config: dict, tmp_path: Path) -> None:
+    bad = make_data(tmp_path / "bad.jsonl")
+    bad.write_text(bad.read_text() + "not json\n")
+    done = launch("config/ddp.yaml", *arguments({**config, "train_dataset": bad}))
+    assert done.returncode != 0
+    assert done.stderr.count("bad.jsonl:13: is not JSON") == 1

@@ -1,0 +1,104 @@
+"""Templates, truncation and the token cache, against the tokenizer's own pair format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_data, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from rankery.data import encoding
+from rankery.data.collate import collate
+from rankery.data.encoding import cache_key, encode, is_cached, open_encoded
+from rankery.data.records import LabelRange, read_records
+from rankery.data.template import PairTemplate, pair_template
+from rankery.errors import InputError
+
+LABELS = LabelRange()
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlmr"])
+def test_equals_the_tokenizers_own_pairs(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue(kind))
+    template = pair_template(tokenizer, 100)
+    path = make_data(tmp_path / "data.jsonl")
+    folder = tmp_path / "cache" / cache_key([path], tokenizer, template, LABELS)
+    encode([path], tokenizer, template, LABELS, folder)
+    data = open_encoded(folder, template, LABELS, [path])
+    pairs = [(record.query, document) for record in read_records([path]) for document in record.documents]
+    assert len(data) == len(pairs) == 48
+    for i, (query, document) in enumerate(pairs):
+        expected = tokenizer(query, document)
+        ids, types = data.build(i)
+        assert ids.tolist() == expected["input_ids"]
+        assert data.lengths[i] == len(ids)
+        if kind == "bert":
+            assert types.tolist() == expected["token_type_ids"]
+    batch = collate(data, np.array([5, 0]))
+    assert batch.input_ids.shape == (2, max(data.lengths[5], data.lengths[0]))
+    assert batch.attention_mask.sum(1).tolist() == [data.lengths[5], data.lengths[0]]
+    assert batch.targets.tolist() == [0.0, 1.0]
+    assert data.where(5) == f"{path}:2"
+
+
+@given(st.integers(5, 64), st.integers(0, 100), st.integers(0, 100))
+def test_truncation_rule(max_len: int, query: int, document: int) -> None:
+    template = PairTemplate((1,), (2,), (2,), None, max_len, 0)
+    kept_query, kept_document = (int(n) for n in template.cut(query, document))
+    room = template.room
+    assert kept_query + kept_document == min(room, query + document), "text is cut that had room"
+    assert kept_document >= min(document, room - room // 2), "the document has less than its half"
+    if query <= room // 2:
+        assert kept_query == query, "a query that leaves the document its half is cut"
+    ids, _ = template.build(range(query), range(document))
+    assert len(ids) == min(max_len, query + document + 3)
+    assert ids[-1] == 2
+
+
+def test_cache_is_reused_rebuilt_and_keyed(tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    template = pair_template(tokenizer, 32)
+    path = make_data(tmp_path / "data.jsonl")
+    key = cache_key([path], tokenizer, template, LABELS)
+    assert key != cache_key([path], tokenizer, pair_template(tokenizer, 33), LABELS)
+    assert key != cache_key([path], tokenizer, pair_template(tokenizer, 32, "q: {}"), LABELS)
+    folder = tmp_path / "cache" / key
+    encode([path], tokenizer, template, LABELS, folder)
+    monkeypatch.setattr(encoding, "tokenize", lambda *_: pytest.fail("tokenised again"))
+    encode([path], tokenizer, template, LABELS, folder)
+    monkeypatch.undo()
+    with (folder / "label.bin").open("r+b") as file:
+        file.truncate(3)
+    assert not is_cached(folder)
+    encode([path], tokenizer, template, LABELS, folder)
+    assert is_cached(folder)
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [key]
+
+
+def test_pair_lines_of_a_query_are_joined(tmp_path: Path, bert: Path) -> None:
+    rows = [
+        {"query": q, "content": c, "label": label}
+        for q, c, label in [("sun", "a", 1), ("sea", "b", 0), ("sun", "c", 2)]
+    ]
+    path = write_rows(tmp_path / "data.jsonl", rows)
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    template, labels = pair_template(tokenizer, 32), LabelRange(0, 2)
+    encode([path], tokenizer, template, labels, tmp_path / "cache")
+    data = open_encoded(tmp_path / "cache", template, labels, [path])
+    assert data.arrays["pair_query"].tolist() == [0, 1, 0]
+    assert data.targets(np.arange(3)).tolist() == [0.5, 0.0, 1.0]
+
+
+def test_messages(bert: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    with pytest.raises(InputError, match=r"query_format is 'q'; expected a text with \{\}"):
+        pair_template(tokenizer, 32, "q")
+    with pytest.raises(InputError, match="max_len is 4; expected at least 5"):
+        pair_template(tokenizer, 4)
+    tokenizer.pad_token = None
+    with pytest.raises(InputError, match="has no pad token"):
+        pair_template(tokenizer, 32)

@@ -1,0 +1,95 @@
+"""The step plan: properties that hold for every data set, batch, budget and number of processes."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankery.data.plan import MICRO_BATCH_OVERHEAD, Plan, computed_tokens, cut_points, epoch_order
+
+plans = st.builds(
+    lambda lengths, batch, processes, budget, seed: Plan(
+        np.ones(len(lengths), dtype=np.int64), np.array(lengths), seed, batch, processes, budget
+    ),
+    st.lists(st.integers(1, 512), min_size=1, max_size=60),
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.integers(1, 4096),
+    st.integers(0, 5),
+)
+
+
+@given(plans)
+@settings(max_examples=150, deadline=None)
+def test_each_example_once_an_epoch_and_processes_in_step(plan: Plan) -> None:
+    seen: list[int] = []
+    for number in range(plan.steps_per_epoch):
+        step = plan.step(number)
+        assert len({len(row) for row in step.micro_batches}) == 1, "processes have different numbers of micro-batches"
+        real = [int(i) for row in step.micro_batches for m in row if m.weight for i in m.examples]
+        assert sorted(real) == sorted(step.examples.tolist())
+        seen += real
+        for row in step.micro_batches:
+            for micro_batch in row:
+                tokens = int(plan.lengths[micro_batch.examples].max()) * len(micro_batch.examples)
+                assert tokens <= plan.budget or len(micro_batch.examples) == 1
+                assert len(micro_batch.examples) >= 1
+    assert sorted(seen) == list(range(len(plan.lengths)))
+
+
+@given(plans, st.integers(1, 4), st.integers(1, 4096))
+@settings(max_examples=50, deadline=None)
+def test_steps_do_not_depend_on_budget_or_processes(plan: Plan, processes: int, budget: int) -> None:
+    other = Plan(plan.sizes, plan.lengths, plan.seed, plan.batch, processes, budget)
+    assert plan.steps_per_epoch == other.steps_per_epoch
+    for number in range(plan.steps_per_epoch):
+        assert plan.step(number).examples.tolist() == other.step(number).examples.tolist()
+
+
+def test_epochs_and_seeds_draw_in_different_orders() -> None:
+    orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert tuple(epoch_order(50, 1, 1)) == orders[3]
+
+
+def brute_force(sizes: np.ndarray, lengths: np.ndarray, budget: int) -> int:
+    """The fewest tokens of all cuts."""
+    count = len(lengths)
+    best = None
+    for choice in range(1 << (count - 1)):
+        points = [i + 1 for i in range(count - 1) if choice >> i & 1]
+        blocks = [range(a, b) for a, b in zip([0, *points], [*points, count], strict=True)]
+        costs = [int(lengths[block[0]]) * int(sizes[list(block)].sum()) for block in blocks]
+        if all(cost <= budget or len(block) == 1 for cost, block in zip(costs, blocks, strict=True)):
+            total = sum(costs) + MICRO_BATCH_OVERHEAD * len(blocks)
+            best = total if best is None else min(best, total)
+    assert best is not None
+    return best
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 4)), min_size=1, max_size=9), st.integers(1, 2000))
+@settings(max_examples=100, deadline=None)
+def test_cut_is_optimal(examples: list[tuple[int, int]], budget: int) -> None:
+    examples = sorted(examples, reverse=True)
+    lengths = np.array([length for length, _ in examples])
+    sizes = np.array([size for _, size in examples])
+    points = list(cut_points(sizes, lengths, budget))
+    blocks = np.split(np.arange(len(lengths)), points)
+    cost = sum(int(lengths[b[0]]) * int(sizes[b].sum()) + MICRO_BATCH_OVERHEAD for b in blocks)
+    assert cost == brute_force(sizes, lengths, budget)
+
+
+def test_one_example_on_two_processes() -> None:
+    plan = Plan(np.array([1]), np.array([10]), 0, 8, 2, 100)
+    first, second = plan.step(0).micro_batches
+    assert sorted((first[0].weight, second[0].weight)) == [0.0, 1.0]
+    assert computed_tokens(plan.step(0), plan.sizes, plan.lengths) == 20
+
+
+def test_little_padding_on_realistic_lengths() -> None:
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.1, 0.7, 6400).astype(int), 10, 512)
+    plan = Plan(np.ones(6400, dtype=np.int64), lengths, 0, 32, 1, 2048)
+    steps = [plan.step(number) for number in range(200)]
+    computed = sum(computed_tokens(step, plan.sizes, plan.lengths) for step in steps)
+    assert computed / lengths.sum() < 1.1
