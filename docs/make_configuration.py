@@ -49,10 +49,10 @@ def page() -> str:
     for key, field in TrainConfig.model_fields.items():
         if key in SECTIONS:
             blocks.append(f"\n## {SECTIONS[key]}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
-        name = f"`{key}`" + (f" (or `{other_names[key]}`)" if key in other_names else "")
+        also = f" (also named `{other_names[key]}`)" if key in other_names else ""
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
         assert field.description, f"{key} has no description"
-        blocks.append(f"| {name} | {_type(field.annotation)} | {default} | {field.description} |\n")
+        blocks.append(f"| `{key}` | {_type(field.annotation)} | {default} | {field.description}{also} |\n")
     return "".join([*blocks, TAIL])
 
 

@@ -39,7 +39,7 @@ def test_words_and_character_pairs() -> None:
 
 def test_bm25_by_hand() -> None:
     records = [record("sun", "sun moon", "moon"), record("moon", "sun moon", "star star moon")]
-    # Corpus: the three distinct documents. Lucene's form: idf ln(1 + (D - n + 0.5) / (n + 0.5)), tf / (tf + k1 (1 - b + b len / mean)).
+    # Corpus: the three distinct documents. Lucene's form: idf below, times tf / (tf + k1 (1 - b + b length / mean)).
     mean = (2 + 1 + 3) / 3
 
     def weight(containing: int, times: int, length: int) -> float:

@@ -186,9 +186,7 @@ def run_block(text: str, folder: Path, **environment: str) -> subprocess.Complet
         **os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **environment,
     }  # fmt: skip
-    done = subprocess.run(
-        ["bash", "-ec", f"{text}\nwait"], cwd=folder, env=variables, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(["bash", "-ec", text], cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -224,7 +222,7 @@ def test_readme_commands_run(workplace: Path) -> None:
 @pytest.mark.slow
 def test_readme_launch_command_runs(workplace: Path) -> None:
     (text,) = (text for _, text in blocks("README.md") if "nohup" in text)
-    run_block(text, workplace, RANKERY_CPU_ENGINES="1")
+    run_block(f"{text}wait $!", workplace, RANKERY_CPU_ENGINES="1")
     log = (workplace / "logs/training_bert.log").read_text(encoding="utf-8")
     assert "engine fsdp2, 2 processes" in log
     assert (workplace / "output/two_gpus/model/rankery.json").is_file(), log

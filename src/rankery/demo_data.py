@@ -1,10 +1,11 @@
 """The demo's data, made from the docstrings of the running Python's standard library: nothing to download.
 
-A docstring's summary line is the query, the rest of it the relevant document; other candidates are neighbours of the query by BM25
-and by the base model's cosine, and random documents. Contract: one Python version and one seed give the same files;
-train, dev and test share no document, relevant or not (documents are split first, candidates are then sought inside a split).
-Cost: parsing the library, 5 s, and embedding the texts, about 20 s on two cores. Rejected: importing the modules (runs
-their code, misses what does not import), and a data set in the package (a licence to carry, and nothing to learn from).
+A docstring's summary line is the query, the rest of it the relevant document; other candidates are neighbours of the
+query by BM25 and by the base model's cosine, and random documents. Contract: one Python version and one seed give the
+same files; train, dev and test share no document, relevant or not (documents are split first, candidates are then
+sought inside a split). Cost: parsing the library, 5 s, and embedding the texts, about 20 s on two cores. Rejected:
+importing the modules (runs their code, misses what does not import), and a data set in the package (a licence to carry,
+and nothing to learn from).
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class Docstring:
 
 @dataclass(frozen=True)
 class DemoData:
-    """Files written, by split ("train", "dev", "test"), and how many queries and candidates of which source each holds."""
+    """Files written, and how many queries and candidates of which source each holds."""
 
-    paths: dict[str, Path]
+    paths: dict[str, Path]  # "train", "dev", "test"
     counts: dict[str, dict[str, int]]  # split -> "queries", "relevant", "bm25", "cosine", "random"
 
 
@@ -93,8 +94,8 @@ def standard_library_docstrings() -> tuple[Docstring, ...]:
             found.append(docstring)
     if len(found) < FEWEST_DOCSTRINGS:
         raise InputError(
-            f"{library}: {len(found)} usable docstrings; expected at least {FEWEST_DOCSTRINGS}; use a Python that has the "
-            "sources of its standard library"
+            f"{library}: {len(found)} usable docstrings; expected at least {FEWEST_DOCSTRINGS}; use a Python "
+            "that has the sources of its standard library"
         )
     return tuple(found)
 
@@ -113,8 +114,9 @@ def build(
 ) -> DemoData:
     """Writes train.jsonl, dev.jsonl and test.jsonl, `{"query", "pos", "neg"}` a line, into `folder`.
 
-    `*_candidates` counts documents a query, the relevant one included: of the others, two in five are BM25 neighbours, two in
-    five cosine neighbours, one in five random. `*_queries` are upper bounds: no split has more queries than documents.
+    `*_candidates` counts documents a query, the relevant one included: of the others, two in five are BM25 neighbours,
+    two in five cosine neighbours, one in five random. `*_queries` are upper bounds: no split has more queries than
+    documents.
 
     Raises:
         InputError: no sources of the standard library, or no model in `base_model`.
@@ -140,7 +142,7 @@ def build(
 
 
 def docstring_pairs(n: int, seed: int = 0) -> list[tuple[str, str, float]]:
-    """n (query, document, label) pairs for benchmarks: half relevant (1.0), half with another's document (0.0), shuffled.
+    """n shuffled (query, document, label) pairs for benchmarks: half relevant (1.0), half another's document (0.0).
 
     Longer docstrings only, about 200 tokens a pair; repeated, in another order, when the library has fewer than n.
     """

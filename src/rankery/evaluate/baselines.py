@@ -1,9 +1,9 @@
 """What a reranker must beat: random order, BM25, and cosine of an encoder's embeddings; and neighbours by the last two.
 
-Contract: each baseline takes records and gives one float32 score a pair, in pair order, ready for `ranking_metrics`. Cost: BM25
-scores every distinct document for each query (1 ms a query at 100,000 documents); cosine is one forward pass a distinct
-text. Rejected: BM25 statistics from each query's own candidates (twenty documents say nothing of how rare a word is), and
-sentence-transformers for the embeddings (a dependency for one mean).
+Contract: each baseline takes records and gives one float32 score a pair, in pair order, ready for `ranking_metrics`.
+Cost: BM25 scores every distinct document for each query (1 ms a query at 100,000 documents); cosine is one forward pass
+a distinct text. Rejected: BM25 statistics from each query's own candidates (twenty documents say nothing of how rare a
+word is), and sentence-transformers for the embeddings (a dependency for one mean).
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def cosine_scores(records: Sequence[QueryRecord], encoder: str | Path, max_len: 
 
 
 def embed(texts: Sequence[str], encoder: str | Path, max_len: int = 256) -> np.ndarray:
-    """Mean of the last hidden states over real tokens, scaled to length 1, [texts, hidden] float32 (Sentence-BERT, Reimers and
-    Gurevych 2019). Texts are sorted by length and padded in batches; the result does not depend on the batches, to rounding.
+    """Mean of the last hidden states over real tokens, scaled to length 1, [texts, hidden] float32 (Sentence-BERT,
+    Reimers and Gurevych 2019). Texts are sorted by length and padded in batches; the result does not depend on the
+    batches, to rounding.
 
     Raises:
         InputError: `encoder` is not a folder with a model.
@@ -102,7 +103,7 @@ def bm25_neighbours(queries: Sequence[str], documents: Sequence[str], k: int) ->
 
 
 def cosine_neighbours(query_vectors: np.ndarray, document_vectors: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k documents of highest dot product for each query, best first, [Q, min(k, D)]; equal scores by index."""
+    """Indices of the k documents of highest dot product for each query, best first, [Q, min(k, D)]."""
     k = min(k, len(document_vectors))
     rows = [_top(document_vectors @ vector, k) for vector in query_vectors]
     return np.array(rows, dtype=np.int64).reshape(len(query_vectors), k)

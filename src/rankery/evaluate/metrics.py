@@ -1,10 +1,10 @@
 """Scores of an evaluation set -> nDCG@10, MRR@10, MAP, Recall@k and rank correlation, by query and on average.
 
-Contract: the numbers are trec_eval's (through ir-measures) on exactly what `write_run` and `write_qrels` write. Averages go
-over every query, as trec_eval's and ir-measures' do: a query without any relevant document counts 0 for every system;
-`queries_without_relevant` says how many those are. Cost: one sort and one trec_eval pass, under a second for 100,000
-pairs. Rejected: formulas of our own (one more reading of MAP and nDCG), and leaving out queries without relevant
-documents (other tools would print other numbers from the same files).
+Contract: the numbers are trec_eval's (through ir-measures) on exactly what `write_run` and `write_qrels` write.
+Averages go over every query, as trec_eval's and ir-measures' do: a query without any relevant document counts 0 for
+every system; `queries_without_relevant` says how many those are. Cost: one sort and one trec_eval pass, under a second
+for 100,000 pairs. Rejected: formulas of our own (one more reading of MAP and nDCG), and leaving out queries without
+relevant documents (other tools would print other numbers from the same files).
 
 Shapes: P pairs, Q queries.
 """
@@ -53,9 +53,9 @@ def per_query_metrics(
     """Metric name -> value of each query, [Q] float64, in ascending order of query index.
 
     "nDCG@10" takes `runs.gains` as linear gains (Järvelin and Kekäläinen 2002, log2 discount). "MRR@10", "MAP" and
-    "Recall@k" count a document as relevant if its label is above `relevant_above` (default: `min_label`). Where labels are
-    scores (some are no integers), these three appear only if `relevant_above` is given, and "Kendall" is added: tau-b (Kendall
-    1945) of scores and labels, NaN for a query whose labels are all equal, 0 where only the scores are.
+    "Recall@k" count a document as relevant if its label is above `relevant_above` (default: `min_label`). Where labels
+    are scores (some are no integers), these three appear only if `relevant_above` is given, and "Kendall" is added:
+    tau-b (Kendall 1945) of scores and labels, NaN for a query whose labels are all equal, 0 where only the scores are.
 
     Args:
         pairs: judged pairs.
@@ -118,7 +118,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 def bootstrap_interval(
     differences: np.ndarray, seed: int, samples: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of the mean of per-query differences [Q], queries drawn with replacement.
+    """Percentile bootstrap interval (Efron 1979) of the mean of differences [Q], queries drawn with replacement.
 
     Raises:
         InputError: no differences, or NaN among them.
@@ -131,9 +131,8 @@ def bootstrap_interval(
     block = max(1, BOOTSTRAP_BLOCK // len(differences))
     for start in range(0, samples, block):
         rows = min(block, samples - start)
-        means[start : start + rows] = differences[random.integers(0, len(differences), (rows, len(differences)))].mean(
-            1
-        )
+        drawn = random.integers(0, len(differences), (rows, len(differences)))
+        means[start : start + rows] = differences[drawn].mean(1)
     interval: np.ndarray = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(interval[0]), float(interval[1])
 
@@ -142,8 +141,8 @@ def _relevance_level(judged: Gains, above: float) -> int:
     """The lowest gain that counts as relevant."""
     if above < judged.shift:
         raise InputError(
-            f"relevant_above is {above:g}; expected at least {judged.shift:g}, the label with gain 0: documents without "
-            "gain cannot be relevant"
+            f"relevant_above is {above:g}; expected at least {judged.shift:g}, the label with "
+            "gain 0: documents without gain cannot be relevant"
         )
     scaled = (above - judged.shift) * judged.scale
     return (round(scaled) if judged.is_soft else int(np.floor(scaled))) + 1  # soft gains were rounded the same way

@@ -1,9 +1,9 @@
 """Scores -> one agreed order, and TREC run and qrels files that make every tool see that order.
 
-Contract: equal scores are ordered by a seeded hash of the two texts, so neither the order in the file nor the tool decides
-(files list relevant documents first, and trec_eval breaks ties by document id); written scores strictly descend in
-float32, the precision trec_eval reads. Cost: one sort. Rejected: breaking ties by position (flatters a constant scorer)
-and adding random noise to the scores (changes the order of near ties).
+Contract: equal scores are ordered by a seeded hash of the two texts, so neither the order in the file nor the tool
+decides (files list relevant documents first, and trec_eval breaks ties by document id); written scores strictly descend
+in float32, the precision trec_eval reads. Cost: one sort. Rejected: breaking ties by position (flatters a constant
+scorer) and adding random noise to the scores (changes the order of near ties).
 
 Shapes: P pairs, n documents of one query.
 """
@@ -19,9 +19,8 @@ import numpy as np
 from rankery.data.records import QueryRecord, text_hash
 from rankery.errors import InputError
 
-MOST_GRADES = (
-    10_000  # trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores
-)
+# trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores.
+MOST_GRADES = 10_000
 FIRST_NORMAL = 0x00800000  # bits of the smallest normal float32
 LARGEST = 0x7F7FFFFF  # bits of the largest finite float32
 
@@ -65,7 +64,7 @@ def pairs_of(records: Iterable[QueryRecord]) -> EvaluationPairs:
 
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded permutation of uint64 keys, [P] -> [P]: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    """Seeded permutation of uint64 keys, [P] -> [P]: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
     mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (seed + 1) % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -87,8 +86,8 @@ def rank(scores: np.ndarray, keys: np.ndarray, seed: int, query: np.ndarray | No
     if np.isnan(scores).any():
         nan = np.flatnonzero(np.isnan(scores))
         raise InputError(
-            f"{len(nan)} of {len(scores)} scores are NaN, the first for pair {nan[0]}; expected numbers; check the model's "
-            "weights and precision"
+            f"{len(nan)} of {len(scores)} scores are NaN, the first for pair {nan[0]}; expected numbers; "
+            "check the model's weights and precision"
         )
     sort_by = [-np.arange(len(scores)), mix(keys, seed), -scores.astype(np.float64)]  # lexsort: the last counts most
     return np.lexsort(sort_by if query is None else [*sort_by, query])
@@ -97,8 +96,8 @@ def rank(scores: np.ndarray, keys: np.ndarray, seed: int, query: np.ndarray | No
 def distinct_scores(sorted_scores: np.ndarray) -> np.ndarray:
     """Strictly descending finite float32 scores, each the nearest at or below the given descending one, [n] -> [n].
 
-    Works on the place of each value among the normal float32 numbers, where the next smaller number is one less: subnormals
-    count as 0 (some readers flush them), infinities as the largest numbers.
+    Works on the place of each value among the normal float32 numbers, where the next smaller number is one less:
+    subnormals count as 0 (some readers flush them), infinities as the largest numbers.
     """
     assert not np.isnan(sorted_scores).any()
     with np.errstate(over="ignore"):
@@ -116,8 +115,9 @@ def gains(pairs: EvaluationPairs, min_label: float = 0.0) -> Gains:
     """Integer gains for qrels, nDCG and thresholds.
 
     Grades (integers up to MOST_GRADES) are their own gains. A negative `min_label` is subtracted, so that the lowest
-    grade has gain 0; labels below it have gain 0 too, as trec_eval treats negative grades. If any label is no integer, all are
-    scores: scaled so that the largest has gain MOST_GRADES, a resolution of 0.01% of it; nDCG does not change with scale.
+    grade has gain 0; labels below it have gain 0 too, as trec_eval treats negative grades. If any label is no integer,
+    all are scores: scaled so that the largest has gain MOST_GRADES, a resolution of 0.01% of it; nDCG does not change
+    with scale.
     """
     shift = min(0.0, float(min_label))
     shifted = np.maximum(np.asarray(pairs.label, dtype=np.float64) - shift, 0.0)

@@ -1,0 +1,169 @@
+"""Training speed beside sentence-transformers: same base, data, batch and precision, in one run, in turns.
+
+    python benchmarks/train_speed.py [--steps 6] [--rounds 3]
+
+Prints pairs a second of each, medians over rounds, and ratios; and the padding that each computes. Work: (summary line, rest
+of docstring) pairs of Python's standard library, about 200 tokens, up to 512; batch 32; all-MiniLM-L6-v2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rankery.data.encoding import encode, open_encoded
+from rankery.data.plan import Plan, computed_tokens
+from rankery.data.records import LabelRange
+from rankery.demo_data import base_model_path, docstring_pairs
+
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=6, help="updates of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    pairs = docstring_pairs(BATCH * arguments.steps, seed=1)
+    print(machine())
+    systems = {
+        "sentence-transformers fp32": lambda: peer(pairs, bf16=False),
+        "sentence-transformers bf16": lambda: peer(pairs, bf16=True),
+        "rankery fp32": lambda: ours(pairs, "no"),
+        "rankery bf16": lambda: ours(pairs, "bf16"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(arguments.rounds):
+        for name, system in systems.items():
+            times[name].append(system())
+    rates = {name: statistics.median(BATCH * arguments.steps / t for t in values) for name, values in times.items()}
+    for name, rate in rates.items():
+        print(f"{name:28} {rate:7.2f} pairs/s   (rounds: {', '.join(f'{t:.1f} s' for t in times[name])})")
+    print()
+    for mine, other in (
+        ("rankery bf16", "sentence-transformers fp32"),
+        ("rankery bf16", "sentence-transformers bf16"),
+        ("rankery fp32", "sentence-transformers fp32"),
+    ):
+        ratios = [b / a for a, b in zip(times[mine], times[other], strict=True)]
+        print(f"{mine} / {other}: {statistics.median(ratios):.2f} x (min {min(ratios):.2f}, max {max(ratios):.2f})")
+    print(padding(pairs))
+
+
+def ours(pairs: list[tuple[str, str, float]], precision: str) -> float:
+    """Seconds of the steps themselves, after a warm-up step, by the loop's own code."""
+    from rankery.config import load_config
+    from rankery.models.budget import keep_large_blocks
+    from rankery.training import loop
+    from rankery.training.engine import Engine
+    from rankery.training.run import build
+
+    keep_large_blocks()
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(
+            {
+                "model_name_or_path": str(base_model_path()), "train_dataset": str(write(pairs, Path(folder))),
+                "output_dir": f"{folder}/out", "dataset_cache_dir": f"{folder}/cache", "batch_size": BATCH, "lr": 1e-5,
+                "mixed_precision": precision, "attention_dropout": 0.0, "log_with": "none",
+            }
+        )  # fmt: skip
+        run = build(config, Engine.start(precision, lambda: ""))
+        run.model.train()
+        batches = loop._batches(run)
+        loop.train_step(run, 0, batches[0])
+        begun = time.perf_counter()
+        for number in range(run.plan.steps_per_epoch):
+            loop.train_step(run, number, batches[number])
+        return time.perf_counter() - begun
+
+
+def peer(pairs: list[tuple[str, str, float]], bf16: bool) -> float:
+    """Seconds of CrossEncoderTrainer over the same pairs, at its defaults, after a warm-up step."""
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+    model = CrossEncoder(str(base_model_path()), num_labels=1, max_length=512, device="cpu")
+
+    def run(rows: list[tuple[str, str, float]]) -> float:
+        data = Dataset.from_dict(
+            dict(zip(("query", "document", "label"), map(list, zip(*rows, strict=True)), strict=True))
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = CrossEncoderTrainingArguments(
+                output_dir=folder, num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=1e-5, bf16=bf16,
+                use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
+            )  # fmt: skip
+            trainer = CrossEncoderTrainer(
+                model=model, args=arguments, train_dataset=data, loss=BinaryCrossEntropyLoss(model)
+            )
+            begun = time.perf_counter()
+            trainer.train()
+            return time.perf_counter() - begun
+
+    run(pairs[:BATCH])
+    return run(pairs)
+
+
+def write(pairs: list[tuple[str, str, float]], folder: Path) -> Path:
+    import json
+
+    path = folder / "pairs.jsonl"
+    rows = (json.dumps({"query": query, "content": document, "label": label}) for query, document, label in pairs)
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def padding(pairs: list[tuple[str, str, float]]) -> str:
+    """Tokens computed for each real one, by our cut and by random batches."""
+    from transformers import AutoTokenizer
+
+    from rankery.data.template import pair_template
+    from rankery.models.budget import CPU_BUDGET
+
+    tokenizer = AutoTokenizer.from_pretrained(base_model_path())
+    template = pair_template(tokenizer, 512)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(pairs, Path(folder))
+        encode([path], tokenizer, template, LabelRange(), Path(folder) / "cache")
+        lengths = np.array(open_encoded(Path(folder) / "cache", template, LabelRange(), [path]).lengths)
+    plan = Plan(np.ones_like(lengths), lengths, 0, BATCH, 1, CPU_BUDGET)
+    computed = sum(computed_tokens(plan.step(n), plan.sizes, lengths) for n in range(plan.steps_per_epoch))
+    padded = sum(BATCH * int(lengths[n * BATCH : (n + 1) * BATCH].max()) for n in range(len(lengths) // BATCH))
+    real = int(lengths.sum())
+    return (
+        f"tokens a pair: mean {lengths.mean():.0f}, most {lengths.max()}; computed for each real one: rankery "
+        f"{computed / real:.3f}, random batches {padded / real:.2f}"
+    )
+
+
+def machine() -> str:
+    """Machine and versions, for the record."""
+    import platform
+
+    import sentence_transformers
+    import transformers
+
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return (
+        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, sentence-transformers {sentence_transformers.__version__}, "
+        f"{time.strftime('%Y-%m-%d')}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Prediction and the contract of saved models, against transformers, sentence-transformers and one-by-one scoring."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, make_bert, run_python, words
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rankery import CrossEncoder, InputError
+
+PAIRS = [(words(i, 1 + i % 5), words(i + 3, 1 + 3 * i % 40)) for i in range(30)]
+
+
+@pytest.fixture(scope="module", params=["bert", "xlmr"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / request.param
+    reranker = CrossEncoder.from_pretrained(request.getfixturevalue(request.param), num_labels=1, seed=3, max_len=64)
+    torch.nn.init.normal_(head_of(reranker.model), std=0.5)
+    reranker.save_pretrained(folder, "card")
+    return folder
+
+
+def head_of(model: torch.nn.Module) -> torch.nn.Parameter:
+    return next(
+        p for name, p in reversed(list(model.named_parameters())) if name.startswith("classifier") and p.dim() == 2
+    )
+
+
+def test_scores_do_not_depend_on_company_or_order(saved: Path) -> None:
+    reranker = CrossEncoder.from_pretrained(saved)
+    together = reranker.compute_score(PAIRS)
+    assert together.dtype == torch.float32
+    alone = torch.cat([reranker.compute_score([pair]) for pair in PAIRS])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(reranker.compute_score(PAIRS[::-1]).flip(0), together, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(reranker.compute_score(PAIRS, batch_size=3), together, rtol=1e-4, atol=1e-5)
+    assert float(together.std()) > 0.01, "all scores are alike: the test shows nothing"
+
+
+def test_transformers_and_sentence_transformers_agree(saved: Path) -> None:
+    from sentence_transformers import CrossEncoder as Peer
+
+    ours = CrossEncoder.from_pretrained(saved).compute_score(PAIRS)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    model = AutoModelForSequenceClassification.from_pretrained(saved).eval()
+    with torch.inference_mode():
+        theirs = model(**tokenizer([list(pair) for pair in PAIRS], padding=True, return_tensors="pt")).logits[:, 0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    peer = Peer(str(saved), device="cpu")
+    assert peer.max_length == 64 or tokenizer.model_max_length == 64
+    torch.testing.assert_close(ours, torch.as_tensor(peer.predict(PAIRS)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_specifications_code(saved: Path) -> None:
+    reranker = CrossEncoder.from_pretrained(
+        model_name_or_path=str(saved),
+        num_labels=1,  # binary classification
+    )
+    reranker.model.to("cpu")
+    reranker.eval()
+    res = reranker.compute_score([["sun moon", "sun moon"], ["sun", "sea hill"]])
+    assert 0 < float(torch.sigmoid(res[0])) < 1
+    assert res[1].shape == ()
+
+
+def test_rerank(saved: Path) -> None:
+    reranker = CrossEncoder.from_pretrained(saved)
+    documents = [words(i, 5) for i in range(20)] + ["", "sun"]
+    ranking = reranker.rerank("sun", documents)
+    assert sorted(entry.index for entry in ranking) == list(range(22))
+    assert [entry.score for entry in ranking] == sorted((entry.score for entry in ranking), reverse=True)
+    index, _, document = reranker.rerank("sun", documents, top_k=3)[0]
+    assert document == documents[index]
+    assert all(0 < entry.score < 1 for entry in reranker.rerank("sun", documents, normalize=True))
+    assert reranker.rerank("sun", []) == []
+    assert len(reranker.rerank("", [""])) == 1
+
+
+def test_shapes_and_sizes(saved: Path) -> None:
+    reranker = CrossEncoder.from_pretrained(saved)
+    assert reranker.compute_score([]).shape == (0,)
+    assert reranker.compute_score(["sun", "sea"]).shape == (1,)
+    many = [(WORDS[i % 24], WORDS[i * 5 % 24]) for i in range(10_000)]
+    scores = reranker.compute_score(many)
+    assert scores.shape == (10_000,)
+    torch.testing.assert_close(scores[9_000:9_010], reranker.compute_score(many[9_000:9_010]), rtol=1e-4, atol=1e-5)
+    long = [("sun " * 300, "sea " * 300)]
+    assert reranker.compute_score(long).isfinite().all()
+    assert not torch.equal(reranker.compute_score(long), reranker.compute_score(long, max_length=16))
+
+
+@pytest.mark.parametrize("pairs", [["sun"], [("sun",)], [("sun", 3)], [("a", "b", "c")], "sun sea"])
+def test_bad_pairs(saved: Path, pairs: list) -> None:
+    with pytest.raises(InputError, match=r"pair \d+ is .* expected two strings"):
+        CrossEncoder.from_pretrained(saved).compute_score(pairs)
+
+
+def test_bad_arguments(saved: Path) -> None:
+    with pytest.raises(InputError, match="was trained with num_labels 1, got 3"):
+        CrossEncoder.from_pretrained(saved, num_labels=3)
+    with pytest.raises(InputError, match=r"was trained with query_format '\{\}', got 'q \{\}'"):
+        CrossEncoder.from_pretrained(saved, query_format="q {}")
+    with pytest.raises(InputError, match="max_len is 1000; .* takes at most 128"):
+        CrossEncoder.from_pretrained(saved, max_len=1000)
+    with pytest.raises(InputError, match="max_length is 65; expected"):
+        CrossEncoder.from_pretrained(saved).compute_score(PAIRS, max_length=65)
+    with pytest.raises(InputError, match="dtype is 'float3'"):
+        CrossEncoder.from_pretrained(saved, dtype="float3")
+    with pytest.raises(InputError, match="float16 on a CPU"):
+        CrossEncoder.from_pretrained(saved, dtype="float16", device="cpu")
+
+
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def change_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_contract_finds_changed_weights(saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path)
+    state = load_file(folder / "model.safetensors")
+    head = [name for name in state if name.startswith("classifier") and state[name].dim() == 2][-1]
+    state[head] = state[head] * 1.05
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="does not score as it was saved"):
+        CrossEncoder.from_pretrained(folder)
+    assert CrossEncoder.from_pretrained(folder, verify=False).compute_score(PAIRS).isfinite().all()
+
+
+def test_contract_finds_a_wrong_template_and_pad(saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path)
+    contract = json.loads((folder / "rankery.json").read_text())
+    (folder / "rankery.json").write_text(json.dumps({**contract, "query_format": "sea sun {}"}))
+    with pytest.raises(InputError, match="query_format"):
+        CrossEncoder.from_pretrained(folder)
+    contract["template"]["query_format"] = "sea sun {}"
+    (folder / "rankery.json").write_text(json.dumps({**contract, "query_format": "sea sun {}"}))
+    with pytest.raises(InputError, match="does not score as it was saved"):
+        CrossEncoder.from_pretrained(folder)
+    other = Path(shutil.copytree(saved, tmp_path / "pad"))
+    change_json(other / "tokenizer_config.json", pad_token="[MASK]" if "bert" in str(saved.name) else "<mask>")
+    with pytest.raises(InputError, match="pad_token_id"):
+        CrossEncoder.from_pretrained(other)
+
+
+def test_contract_finds_a_wrong_pad_in_the_model(saved: Path, tmp_path: Path) -> None:
+    """XLM-RoBERTa counts positions from the pad id: another one moves them all."""
+    if saved.name != "xlmr":
+        pytest.skip("BERT's scores do not depend on its pad id")
+    folder = copied(saved, tmp_path)
+    change_json(folder / "config.json", pad_token_id=7)
+    with pytest.raises(InputError, match=r"does not score as it was saved|could not be loaded"):
+        CrossEncoder.from_pretrained(folder)
+
+
+def test_bfloat16_is_within_its_tolerance(saved: Path) -> None:
+    half = CrossEncoder.from_pretrained(saved, dtype="bfloat16")
+    full = CrossEncoder.from_pretrained(saved)
+    contract = json.loads((saved / "rankery.json").read_text())
+    assert contract["tolerance"]["bfloat16"] > contract["tolerance"]["float32"]
+    assert (
+        float((half.compute_score(PAIRS) - full.compute_score(PAIRS)).abs().max())
+        < 20 * contract["tolerance"]["bfloat16"]
+    )
+
+
+def test_contracts_that_cannot_be_read(saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path)
+    change_json(folder / "rankery.json", format_version=99)
+    with pytest.raises(InputError, match="format version 99"):
+        CrossEncoder.from_pretrained(folder)
+    (folder / "rankery.json").write_text("{")
+    with pytest.raises(InputError, match="is no rankery contract"):
+        CrossEncoder.from_pretrained(folder)
+
+
+def test_saving_never_overwrites_something_else(saved: Path, tmp_path: Path) -> None:
+    reranker = CrossEncoder.from_pretrained(saved)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="was not written by rankery"):
+        reranker.save_pretrained(tmp_path / "mine")
+    reranker.save_pretrained(tmp_path / "own")
+    reranker.save_pretrained(tmp_path / "own")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "own"]
+
+
+def test_seeded_heads(tmp_path: Path) -> None:
+    base = make_bert(tmp_path / "base")
+    scores = [CrossEncoder.from_pretrained(base, seed=seed).compute_score(PAIRS) for seed in (1, 1, 2)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
+
+
+def test_importing_and_helping_stay_light() -> None:
+    done = run_python(
+        "import sys, rankery, rankery.cli; print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+    assert sys.version_info >= (3, 10)
