@@ -87,7 +87,7 @@ def test_shapes_and_sizes(saved: Path) -> None:
     reranker = CrossEncoder.from_pretrained(saved)
     assert reranker.compute_score([]).shape == (0,)
     assert reranker.compute_score(["sun", "sea"]).shape == (1,)
-    many = [(WORDS[i % 24], WORDS[i * 5 % 24]) for i in range(10_000)]
+    many = [(WORDS[i % 23], WORDS[i * 5 % 23]) for i in range(10_000)]
     scores = reranker.compute_score(many)
     assert scores.shape == (10_000,)
     torch.testing.assert_close(scores[9_000:9_010], reranker.compute_score(many[9_000:9_010]), rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_bad_arguments(saved: Path) -> None:
         CrossEncoder.from_pretrained(saved, num_labels=3)
     with pytest.raises(InputError, match=r"was trained with query_format '\{\}', got 'q \{\}'"):
         CrossEncoder.from_pretrained(saved, query_format="q {}")
-    with pytest.raises(InputError, match="max_len is 1000; .* takes at most 128"):
+    with pytest.raises(InputError, match=r"max_len is 1000; .* takes at most 128"):
         CrossEncoder.from_pretrained(saved, max_len=1000)
     with pytest.raises(InputError, match="max_length is 65; expected"):
         CrossEncoder.from_pretrained(saved).compute_score(PAIRS, max_length=65)

@@ -1,0 +1,175 @@
+"""Quality beside sentence-transformers' CrossEncoderTrainer: same data, base, epochs, batch and learning rate, side by side.
+
+    python benchmarks/quality.py wikiqa --data ../shared/data [--seeds 1 2 3]     against sentence-transformers, and dropout
+    python benchmarks/quality.py chinese --data ../shared/data                    T2Ranking sample and qbqtc against baselines
+
+Prints means over seeds and the 95% interval of the difference (bootstrap over queries, seeds averaged).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from train_speed import machine
+
+from rankery import CrossEncoder, train
+from rankery.data.records import LabelRange, QueryRecord, read_records
+from rankery.demo_data import base_model_path
+from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
+from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_query_metrics, ranking_metrics
+from rankery.evaluate.runs import pairs_of
+
+SHARED = {"epochs": 2, "lr": 5e-5, "batch_size": 32, "max_len": 256}
+QUIET = {"log_with": "none", "save_on_epoch_end": False, "best_metric": None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=["wikiqa", "chinese"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/, qbqtc/ and t2ranking_sample/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--precision", default="no", choices=["no", "bf16"], help="ours; sentence-transformers runs in fp32"
+    )
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    print(machine(), flush=True)
+    if arguments.task == "wikiqa":
+        wikiqa(arguments.data / "wikiqa", arguments.seeds, arguments.precision)
+    else:
+        chinese(arguments.data, arguments.seeds[0], arguments.precision)
+
+
+def wikiqa(folder: Path, seeds: list[int], precision: str) -> None:
+    records = list(read_records([folder / "test.jsonl"]))
+    systems = {
+        "sentence-transformers": lambda seed: peer(folder / "train.jsonl", records, seed),
+        "rankery, attention dropout 0": lambda seed: ours(folder / "train.jsonl", records, seed, precision, 0.0),
+        "rankery, attention dropout 0.1": lambda seed: ours(folder / "train.jsonl", records, seed, precision, 0.1),
+    }
+    values: dict[str, dict[str, np.ndarray]] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for name, system in systems.items():
+        tables = []
+        for seed in seeds:
+            begun = time.perf_counter()
+            tables.append(per_query_metrics(pairs_of(records), system(seed)))
+            rows[f"{name}, seed {seed}"] = {key: float(column.mean()) for key, column in tables[-1].items()}
+            print(f"{name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
+        values[name] = {key: np.mean([table[key] for table in tables], axis=0) for key in tables[0]}
+        rows[f"{name}, mean"] = {key: float(column.mean()) for key, column in values[name].items()}
+    print(f"\n{metrics_table(rows)}\n")
+    names = list(systems)
+    for mine, other in ((names[1], names[0]), (names[2], names[0]), (names[1], names[2])):
+        for key in ("nDCG@10", "MAP"):
+            difference = values[mine][key] - values[other][key]
+            low, high = bootstrap_interval(difference, 0)
+            print(f"{mine} - {other}: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
+
+
+def ours(
+    data: Path, records: list[QueryRecord], seed: int, precision: str, dropout: float, **settings: object
+) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        values = {
+            **SHARED,
+            **QUIET,
+            "attention_dropout": dropout,
+            "hidden_dropout": 0.1,
+            "weight_decay": 0.0,
+            **settings,
+        }
+        model = train(
+            values, model_name_or_path=str(base_model_path()), train_dataset=str(data), output_dir=f"{folder}/out", seed=seed,
+            mixed_precision=precision, warmup_proportion=0.1,
+        )  # fmt: skip
+        return score(model, records)
+
+
+def score(model: Path, records: list[QueryRecord]) -> np.ndarray:
+    reranker = CrossEncoder.from_pretrained(model)
+    return reranker.compute_score([(record.query, text) for record in records for text in record.documents]).numpy()
+
+
+def peer(data: Path, records: list[QueryRecord], seed: int) -> np.ndarray:
+    """Their trainer, with our schedule's warm-up; other settings are its defaults (linear decay, no weight decay)."""
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder as Peer
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+    rows = [
+        (r.query, text, label) for r in read_records([data]) for text, label in zip(r.documents, r.labels, strict=True)
+    ]
+    columns = dict(zip(("query", "document", "label"), map(list, zip(*rows, strict=True)), strict=True))
+    torch.manual_seed(seed)
+    model = Peer(str(base_model_path()), num_labels=1, max_length=SHARED["max_len"], device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = CrossEncoderTrainingArguments(
+            output_dir=folder, num_train_epochs=SHARED["epochs"], per_device_train_batch_size=SHARED["batch_size"],
+            learning_rate=SHARED["lr"], warmup_steps=0.1, seed=seed, use_cpu=True, save_strategy="no", report_to=[],
+            disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        loss = BinaryCrossEntropyLoss(model)
+        CrossEncoderTrainer(model=model, args=arguments, train_dataset=Dataset.from_dict(columns), loss=loss).train()
+    pairs = [(record.query, text) for record in records for text in record.documents]
+    return np.asarray(model.predict(pairs, batch_size=32, show_progress_bar=False))
+
+
+def chinese(folder: Path, seed: int, precision: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        t2 = {
+            name: split(folder / "t2ranking_sample" / f"{name}.jsonl", Path(place) / name)
+            for name in ("t2rank_100", "t2rank_100.distill.standard")
+        }
+        tasks = {
+            "t2ranking, binary": (*t2["t2rank_100"], {"lr": 1e-4, "epochs": 4}, (0, 1)),
+            "t2ranking, teacher scores": (*t2["t2rank_100.distill.standard"], {"lr": 1e-4, "epochs": 4}, (0, 1)),
+            "qbqtc, grades 0-2": (
+                folder / "qbqtc/train.jsonl",
+                folder / "qbqtc/dev.jsonl",
+                {"max_len": 64, "max_label": 2},
+                (0, 2),
+            ),
+        }
+        for name, (train_file, test_file, settings, labels) in tasks.items():
+            records = list(read_records([test_file], LabelRange(*labels)))
+            scores = {
+                "random": random_scores(records, 0),
+                "BM25": bm25_scores(records),
+                "base's cosine": cosine_scores(records, base_model_path()),
+                "fine-tuned": ours(train_file, records, seed, precision, 0.0, **settings),
+            }
+            print(f"\n{name}, {len(records)} held-out queries")
+            print(
+                metrics_table({key: ranking_metrics(pairs_of(records), value) for key, value in scores.items()}),
+                flush=True,
+            )
+
+
+def split(path: Path, folder: Path) -> tuple[Path, Path]:
+    """Every fifth query, in a seeded order, is held out."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    random.Random(0).shuffle(lines)
+    folder.mkdir()
+    parts = {"test": lines[::5], "train": [line for i, line in enumerate(lines) if i % 5]}
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+        assert len({json.loads(line)["query"] for line in part}) == len(part)
+    return folder / "train.jsonl", folder / "test.jsonl"
+
+
+if __name__ == "__main__":
+    main()
