@@ -77,7 +77,7 @@ def test_sizes_are_what_was_asked_for(built: DemoData) -> None:
         assert others["bm25"] + others["cosine"] + others["random"] == sum(
             len(record.documents) - 1 for record in records
         )
-    assert built.counts["test"] == {"queries": 12, "relevant": 12, "bm25": 48, "cosine": 48, "random": 24}
+    assert built.counts["test"] == {"queries": 12, "relevant": 12, "bm25": 30, "cosine": 30, "random": 60}
 
 
 def test_the_relevant_document_is_the_rest_of_the_docstring(built: DemoData) -> None:

@@ -90,7 +90,7 @@ def test_out_of_memory_on_one_process_is_repeated_by_both(config: dict, tmp_path
         "from rankery.training import loop\n"
         "original = loop.forward\n"
         "def limited(model, input_ids, *rest):\n"
-        "    if os.environ['RANK'] == '1' and input_ids.numel() > 60:\n"
+        "    if os.environ['RANK'] == '1' and input_ids.numel() > 36:\n"
         "        raise torch.OutOfMemoryError('injected')\n"
         "    return original(model, input_ids, *rest)\n"
         "if os.environ.get('INJECT'):\n"

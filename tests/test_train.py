@@ -301,3 +301,24 @@ sys.exit(main(["train", *{[f"{key}={value}" for key, value in {**config, "best_m
     assert "could not be saved" in done.stderr
     assert [path.name for path in (Path(config["output_dir"]) / "checkpoints").iterdir()] == ["checkpoint_6"]
     assert train({**config, "best_metric": None}, resume=True).is_dir()
+
+
+def test_tensorboard_run_goes_on(config: dict) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(config, log_with="tensorboard").parent
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint_12")
+    train(config, log_with="tensorboard", resume=True)
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 13))
+    assert [event.step for event in events.Scalars("val/MAP")] == [0, 6, 12]
+
+
+def test_wandb_offline(config: dict) -> None:
+    words = [f"{key}={value}" for key, value in {**config, "log_with": "wandb", "epochs": 1}.items()]
+    code = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
+    done = run_python(code, *words, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    run_id = json.loads((Path(config["output_dir"]) / "run.json").read_text())["run_id"]
+    assert [path for path in Path(config["output_dir"]).rglob("run-*.wandb") if run_id in path.name]

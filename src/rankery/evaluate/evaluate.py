@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from rankery.data.records import LabelRange, check_records, expand_paths, read_records
 from rankery.errors import InputError
-from rankery.evaluate.metrics import metrics_table, ranking_metrics
+from rankery.evaluate.metrics import metrics_table, queries_without_relevant, ranking_metrics
 from rankery.evaluate.runs import pairs_of, write_qrels, write_run
 
 
@@ -46,7 +46,10 @@ def evaluate_model(
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         write_run(output / "run.trec", pairs, scores, seed)
         write_qrels(output / "qrels.trec", pairs, min_label)
-    return metrics_table({Path(model).name: metrics})
+    table = metrics_table({Path(model).name: metrics})
+    unanswered = queries_without_relevant(pairs, min_label=min_label)
+    note = f"\n{unanswered} queries have no relevant document and count 0" if unanswered else ""
+    return f"{table}{note}"
 
 
 def rerank_file(
