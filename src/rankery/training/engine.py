@@ -54,11 +54,14 @@ class Engine:
         if not has_accelerator and sharded:
             _shard_on_cpu()
         from accelerate import Accelerator, InitProcessGroupKwargs
+        from accelerate.state import AcceleratorState
 
         plugin = _fsdp_plugin(precision, layer_class()) if sharded else None
         # Tokenising on the main process may take long: the others wait for it.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
         on_cpu = not has_accelerator and not sharded
+        # Another library's accelerator in this process may have another precision; ours is decided here.
+        AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, fsdp_plugin=plugin, kwargs_handlers=[patience])
         if accelerator.num_processes != asked:
             raise InputError(
