@@ -3,7 +3,7 @@
 A docstring's summary line is the query, the rest of it the relevant document; other candidates are neighbours of the
 query by BM25 and by the base model's cosine, and random documents. Contract: one Python version and one seed give the
 same files; train, dev and test share no document, relevant or not (documents are split first, candidates are then
-sought inside a split). Cost: parsing the library, 5 s, and embedding the texts, about half a minute on two cores. Rejected:
+sought inside a split). Cost: parsing the library and embedding all of its texts, most of the time. Rejected:
 importing the modules (runs their code, misses what does not import), and a data set in the package (a licence to carry,
 and nothing to learn from).
 """
