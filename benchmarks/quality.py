@@ -1,9 +1,11 @@
 """Quality beside sentence-transformers' CrossEncoderTrainer: same data, base, epochs, batch and learning rate, side by side.
 
-    python benchmarks/quality.py wikiqa --data ../shared/data [--seeds 1 2 3]     against sentence-transformers, and dropout
-    python benchmarks/quality.py chinese --data ../shared/data                    T2Ranking sample and qbqtc against baselines
+    python benchmarks/quality.py wikiqa --data ../shared/data     against sentence-transformers, and attention dropout 0 or 0.1
+    python benchmarks/quality.py chinese --data ../shared/data    T2Ranking sample and qbqtc against baselines
 
-Prints means over seeds and the 95% interval of the difference (bootstrap over queries, seeds averaged).
+Prints means over seeds and the 95% interval of the difference (bootstrap over queries, seeds averaged). With `--scores
+FOLDER` the test scores of each training are kept there, and one that is there is not trained again: an hour's work can
+be stopped, or shared by processes that take a seed each.
 """
 
 from __future__ import annotations
@@ -41,18 +43,19 @@ def main() -> None:
     parser.add_argument(
         "--precision", default="no", choices=["no", "bf16"], help="ours; sentence-transformers runs in fp32"
     )
+    parser.add_argument("--scores", type=Path, help="folder that keeps the scores of finished trainings")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
     print(machine(), flush=True)
     if arguments.task == "wikiqa":
-        wikiqa(arguments.data / "wikiqa", arguments.seeds, arguments.precision)
+        wikiqa(arguments.data / "wikiqa", arguments.seeds, arguments.precision, arguments.scores)
     else:
         chinese(arguments.data, arguments.seeds[0], arguments.precision)
 
 
-def wikiqa(folder: Path, seeds: list[int], precision: str) -> None:
+def wikiqa(folder: Path, seeds: list[int], precision: str, kept: Path | None) -> None:
     records = list(read_records([folder / "test.jsonl"]))
     systems = {
         "sentence-transformers": lambda seed: peer(folder / "train.jsonl", records, seed),
@@ -64,10 +67,15 @@ def wikiqa(folder: Path, seeds: list[int], precision: str) -> None:
     for name, system in systems.items():
         tables = []
         for seed in seeds:
-            begun = time.perf_counter()
-            tables.append(per_query_metrics(pairs_of(records), system(seed)))
+            begun, label = time.perf_counter(), f"{name}, {precision}, seed {seed}"
+            file = kept / f"{label}.npy" if kept else None
+            scores = np.load(file) if file and file.is_file() else system(seed)
+            if file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                np.save(file, scores)
+            tables.append(per_query_metrics(pairs_of(records), scores))
             rows[f"{name}, seed {seed}"] = {key: float(column.mean()) for key, column in tables[-1].items()}
-            print(f"{name}, seed {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
+            print(f"{label}: {time.perf_counter() - begun:.0f} s", flush=True)
         values[name] = {key: np.mean([table[key] for table in tables], axis=0) for key in tables[0]}
         rows[f"{name}, mean"] = {key: float(column.mean()) for key, column in values[name].items()}
     print(f"\n{metrics_table(rows)}\n")

@@ -62,7 +62,7 @@ def main() -> None:
     print(padding(pairs))
 
 
-def ours(pairs: list[tuple[str, str, float]], precision: str) -> float:
+def ours(pairs: list[tuple[str, str, float]], precision: str, model: Path | None = None) -> float:
     """Seconds of the steps themselves, after a warm-up step, by the loop's own code."""
     from rankery.config import load_config
     from rankery.models.budget import keep_large_blocks
@@ -74,7 +74,7 @@ def ours(pairs: list[tuple[str, str, float]], precision: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             {
-                "model_name_or_path": str(base_model_path()), "train_dataset": str(write(pairs, Path(folder))),
+                "model_name_or_path": str(model or base_model_path()), "train_dataset": str(write(pairs, Path(folder))),
                 "output_dir": f"{folder}/out", "dataset_cache_dir": f"{folder}/cache", "batch_size": BATCH, "lr": 1e-5,
                 "mixed_precision": precision, "attention_dropout": 0.0, "log_with": "none",
             }
@@ -83,20 +83,25 @@ def ours(pairs: list[tuple[str, str, float]], precision: str) -> float:
         run.model.train()
         batches = loop._batches(run)
         loop.train_step(run, 0, batches[0])
+        synchronize()
         begun = time.perf_counter()
         for number in range(run.plan.steps_per_epoch):
             loop.train_step(run, number, batches[number])
+        synchronize()
         return time.perf_counter() - begun
 
 
-def peer(pairs: list[tuple[str, str, float]], bf16: bool) -> float:
+def peer(pairs: list[tuple[str, str, float]], bf16: bool, model: Path | None = None) -> float:
     """Seconds of CrossEncoderTrainer over the same pairs, at its defaults, after a warm-up step."""
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-    model = CrossEncoder(str(base_model_path()), num_labels=1, max_length=512, device="cpu")
+    has_device = torch.cuda.is_available()
+    reranker = CrossEncoder(
+        str(model or base_model_path()), num_labels=1, max_length=512, device="cuda" if has_device else "cpu"
+    )
 
     def run(rows: list[tuple[str, str, float]]) -> float:
         data = Dataset.from_dict(
@@ -105,17 +110,24 @@ def peer(pairs: list[tuple[str, str, float]], bf16: bool) -> float:
         with tempfile.TemporaryDirectory() as folder:
             arguments = CrossEncoderTrainingArguments(
                 output_dir=folder, num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=1e-5, bf16=bf16,
-                use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
+                use_cpu=not has_device, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
             )  # fmt: skip
             trainer = CrossEncoderTrainer(
-                model=model, args=arguments, train_dataset=data, loss=BinaryCrossEntropyLoss(model)
+                model=reranker, args=arguments, train_dataset=data, loss=BinaryCrossEntropyLoss(reranker)
             )
             begun = time.perf_counter()
             trainer.train()
+            synchronize()
             return time.perf_counter() - begun
 
     run(pairs[:BATCH])
     return run(pairs)
+
+
+def synchronize() -> None:
+    """Waits for an accelerator's queue, so that what was asked of it is in the time."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def write(pairs: list[tuple[str, str, float]], folder: Path) -> Path:

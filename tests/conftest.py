@@ -164,10 +164,19 @@ def launch(launch_file: str, *arguments: str, **environment: str) -> subprocess.
 def launch_script(
     script: str, launch_file: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
+    with start_launch(launch_file, *arguments, script=script, **environment) as process:
+        out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_launch(
+    launch_file: str, *arguments: str, script: str = "train_reranker.py", **environment: str
+) -> subprocess.Popen[str]:
+    """A launch that runs on."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     port = str(20000 + os.getpid() % 20000)
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch_file, "--main_process_port", port, script,
         *arguments,
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=300)
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from conftest import launch, launch_script, make_data, write_rows
+from conftest import launch, launch_script, make_data, run_python, start_launch, write_rows
 from safetensors.torch import load_file
 
 from rankery import CrossEncoder, train
@@ -73,6 +75,36 @@ def test_resumed_run_is_the_uninterrupted_run(config: dict, tmp_path: Path, engi
     assert (whole / "metrics.jsonl").read_text() == (cut / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_as_uninterrupted(config: dict, tmp_path: Path) -> None:
+    """SIGKILL of the launcher and both processes, during saves too: every step is saved, so most moments are within one."""
+    settings = {**config, "batch_size": 4, "save_steps": 1, "epochs": 4, "best_metric": ""}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = launch("config/ddp.yaml", *arguments({**settings, "output_dir": whole}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    kills = 0
+    for attempt in range(8):
+        with start_launch("config/ddp.yaml", *arguments({**settings, "output_dir": killed, "resume": True})) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "tokens a step" in line:
+                    break
+            time.sleep(0.3 + 0.17 * attempt)
+            if process.poll() is None and kills < 3:
+                launcher = psutil.Process(process.pid)
+                for part in [launcher, *launcher.children(recursive=True)]:
+                    part.kill()
+                kills += 1
+            process.communicate()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 1
+    a, b = load_file(whole / "model" / "model.safetensors"), load_file(killed / "model" / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (whole / "metrics.jsonl").read_text() == (killed / "metrics.jsonl").read_text()
+
+
 def test_one_example_on_two_processes(config: dict, tmp_path: Path) -> None:
     data = str(write_rows(tmp_path / "one.jsonl", [{"query": "sun", "pos": ["moon"]}]))
     settings = {**config, "train_dataset": data, "val_dataset": data, "epochs": 1}
@@ -115,6 +147,15 @@ def test_launches_that_contradict(config: dict, tmp_path: Path) -> None:
     launch_file.write_text(Path("config/ddp.yaml").read_text() + "mixed_precision: bf16\n")
     done = launch(str(launch_file), *arguments(config))
     assert "mixed_precision is no in the configuration but bf16 in the launch file" in done.stderr
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_fewer_processes_than_asked_for(config: dict) -> None:
+    """A launcher that says two but starts one, as a scheduler's job without its ranks does."""
+    code = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
+    done = run_python(code, *arguments(config), WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "asked for 2 processes, but training would run on 1" in done.stderr
     assert not Path(config["output_dir"]).exists()
 
 

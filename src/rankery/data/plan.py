@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -61,18 +62,24 @@ class Plan:
     def steps_per_epoch(self) -> int:
         return -(-len(self.lengths) // self.batch)
 
-    def step(self, number: int, order: np.ndarray | None = None) -> Step:
-        """Step `number`; `order` may hold `epoch_order(epoch)`, so that a loop computes it once an epoch."""
+    def examples(self, number: int) -> np.ndarray:
+        """The examples of step `number`, in drawing order."""
         epoch, within = divmod(number, self.steps_per_epoch)
-        order = epoch_order(len(self.lengths), self.seed, epoch) if order is None else order
-        examples = order[within * self.batch : (within + 1) * self.batch]
+        return epoch_order(len(self.lengths), self.seed, epoch)[within * self.batch : (within + 1) * self.batch]
+
+    def step(self, number: int) -> Step:
+        """Step `number`, cut and dealt."""
+        examples = self.examples(number)
         dealt = deal(examples, self.sizes, self.lengths, self.processes, self.budget)
-        return Step(number, epoch, examples, dealt)
+        return Step(number, number // self.steps_per_epoch, examples, dealt)
 
 
+@lru_cache(maxsize=1)  # every step of an epoch asks for it
 def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch draws its examples."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(examples)
+    """The order in which an epoch draws its examples; read-only."""
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(examples)
+    order.setflags(write=False)
+    return order
 
 
 def deal(

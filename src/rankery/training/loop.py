@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def fit(run: Run) -> Path:
         loss, norm, updated = train_step(run, number, batches)
         state["step"], state["updates"] = number + 1, state["updates"] + updated
         state["loss_sum"], state["loss_steps"] = state["loss_sum"] + loss, state["loss_steps"] + 1
-        progress.update(loss, run.plan.batch)
+        progress.update(loss, len(run.plan.examples(number)))
         if state["step"] % config.log_interval == 0 or state["step"] == run.steps:
             _log(run, state, tracker, norm, progress)
         end_of_epoch = state["step"] % run.plan.steps_per_epoch == 0
@@ -83,7 +84,7 @@ def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, floa
     Raises:
         InputError: a loss or gradient that is not finite, with the examples; or not even one pair fits into memory.
     """
-    engine, count = run.engine, len(run.plan.step(number).examples)
+    engine, count = run.engine, len(run.plan.examples(number))
     while True:
         run.optimizer.zero_grad(set_to_none=True)
         losses, out_of_memory = _backward(run, number, batches, count)
@@ -103,7 +104,7 @@ def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, floa
     run.scaler.unscale_(run.optimizer)
     norm = gradient_norm(parameters)
     if not run.scaler.is_enabled() and not torch.isfinite(norm):
-        pairs = [int(i) for i in run.plan.step(number).examples]
+        pairs = [int(i) for i in run.plan.examples(number)]
         raise InputError(_not_finite(run, number, "the gradient", pairs))
     if run.config.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, run.config.max_grad_norm, norm)
@@ -171,19 +172,17 @@ def _batches(run: Run) -> StepBatches:
     return StepBatches(run.train_data, run.plan, run.engine.process, pad_multiple(run.engine.device))
 
 
-def _steps(run: Run, first: int) -> Any:
+def _steps(run: Run, first: int) -> Iterator[tuple[int, list[Batch]]]:
     """(step number, this process's batches); read when asked for, or ahead of time by worker processes."""
-    numbers = range(first, run.steps)
-    if not run.config.num_workers:
-        # A fresh look at the plan each time: its budget may have shrunk.
-        return ((number, _batches(run)[number]) for number in numbers)
-    loader = torch.utils.data.DataLoader(
-        _batches(run),
-        batch_size=None,
-        sampler=numbers,
-        num_workers=run.config.num_workers,  # type: ignore[arg-type]
-    )
-    return zip(numbers, loader, strict=True)
+    numbers, prefetched_plan = range(first, run.steps), run.plan
+    prefetched: Iterator[list[Batch]] = iter(())
+    if run.config.num_workers:
+        options = {"batch_size": None, "sampler": numbers, "num_workers": run.config.num_workers}
+        prefetched = iter(torch.utils.data.DataLoader(_batches(run), **options))  # type: ignore[arg-type]
+    for number in numbers:
+        # A fresh look at the plan each time: when its budget has shrunk, what was cut ahead is too large.
+        batches = next(prefetched, None) if run.plan is prefetched_plan else None
+        yield number, _batches(run)[number] if batches is None else batches
 
 
 def _due(step: int, every: int | None, end_of_epoch: bool, last: int) -> bool:

@@ -1,0 +1,217 @@
+"""One accelerator, under eight minutes: first whether it is right, then how fast it is beside sentence-transformers.
+
+    python benchmarks/gpu.py [--model DIR]
+
+Checks: loading and scoring in fp32, bf16 and fp16 against golden scores written on the CPU; equal gradients whatever the
+cut; bf16 and fp16 near fp32; an overflow in fp16 skips the update; a real out-of-memory error is repeated at half the budget;
+FSDP2 on one device equal to no engine. Exit status 1 if a check fails. Without an accelerator it says so and stops;
+`--cpu` runs what CPUs can, to try the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_speed import BATCH, machine, ours, peer, write
+
+from rankery import CrossEncoder
+from rankery.config import load_config
+from rankery.demo_data import base_model_path, docstring_pairs
+from rankery.models.contract import PROBES
+from rankery.training import loop
+from rankery.training.engine import Engine
+from rankery.training.run import Run, build
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="base model; default: the demo's")
+    parser.add_argument("--cpu", action="store_true", help="try the script without an accelerator")
+    parser.add_argument("--pairs", type=int, default=4096, help="pairs of the timings")
+    arguments = parser.parse_args()
+    has_device = torch.accelerator.is_available()
+    if not has_device and not arguments.cpu:
+        print("no accelerator here; --cpu runs what CPUs can", file=sys.stderr)
+        return 2
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    model = arguments.model or base_model_path()
+    print(machine(), torch.cuda.get_device_name() if torch.cuda.is_available() else "", flush=True)
+    failures = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = write(docstring_pairs(BATCH * STEPS, seed=3), folder)
+        bench = Bench(model, data, folder)
+        for check in (golden_scores, cuts, half_precisions, overflow, out_of_memory, sharded):
+            try:
+                said, good = check(bench), True
+            except AssertionError as error:
+                said, good = str(error), False
+            failures += not good
+            print(f"{'ok  ' if good else 'FAIL'} {check.__name__}: {said}", flush=True)
+    speed(model, arguments.pairs, has_device)
+    return 1 if failures else 0
+
+
+class Bench:
+    """Short runs of one model on one file, by plain SGD without dropout, so that rounding is all that differs."""
+
+    def __init__(self, model: Path, data: Path, folder: Path):
+        self.model, self.data, self.folder, self.runs = model, data, folder, 0
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        self.runs += 1
+        return {
+            "model_name_or_path": str(self.model), "train_dataset": str(self.data), "output_dir": f"{self.folder}/run{self.runs}",
+            "dataset_cache_dir": f"{self.folder}/cache", "batch_size": BATCH, "lr": 0.01, "optimizer": "sgd",
+            "hidden_dropout": 0.0, "attention_dropout": 0.0, "log_with": "none", "warmup_proportion": 0.0, **changes,
+        }  # fmt: skip
+
+    def build(self, **changes: Any) -> Run:
+        config = load_config(self.settings(**changes))
+        run = build(config, Engine.start(config.mixed_precision, lambda: ""))
+        run.model.train()
+        return run
+
+    def steps(self, run: Run) -> torch.Tensor:
+        """(loss, gradient norm) of each step, [STEPS, 2]."""
+        return torch.tensor([loop.train_step(run, number, batches)[:2] for number, batches in loop._steps(run, 0)])
+
+
+def largest_difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float(((left - right).abs() / right.abs().clamp(min=1e-3)).max())
+
+
+def golden_scores(bench: Bench) -> str:
+    CrossEncoder.from_pretrained(bench.model, seed=0, device="cpu").save_pretrained(bench.folder / "saved")
+    golden = CrossEncoder.from_pretrained(bench.folder / "saved", device="cpu").compute_score(PROBES)
+    said = []
+    for dtype in ("float32", "bfloat16", *(["float16"] if torch.accelerator.is_available() else [])):
+        scores = CrossEncoder.from_pretrained(bench.folder / "saved", dtype=dtype).compute_score(PROBES)  # verifies too
+        said.append(f"{dtype} {float((scores - golden).abs().max()):.1e}")
+    return f"largest deviation from the CPU's logits: {', '.join(said)}"
+
+
+def cuts(bench: Bench) -> str:
+    one, many = (bench.steps(bench.build(token_budget=budget)) for budget in (1 << 17, 1024))
+    difference = largest_difference(one, many)
+    assert difference < 2e-3, f"losses and gradient norms differ by {difference:.1e} between cuts"
+    return f"losses and gradient norms of one micro-batch and of many differ by {difference:.1e}"
+
+
+def half_precisions(bench: Bench) -> str:
+    full = bench.steps(bench.build())
+    said = []
+    for precision in ("bf16", *(["fp16"] if torch.accelerator.is_available() else [])):
+        difference = largest_difference(bench.steps(bench.build(mixed_precision=precision))[:, :1], full[:, :1])
+        assert difference < 0.05, f"{precision} losses differ from fp32 by {difference:.1e}"
+        said.append(f"{precision} {difference:.1e}")
+    return f"losses beside fp32: {', '.join(said)}"
+
+
+def overflow(bench: Bench) -> str:
+    if not torch.accelerator.is_available():
+        return "left out: fp16 needs an accelerator"
+    run = bench.build(mixed_precision="fp16")
+    before = next(run.model.parameters()).detach().clone()
+    run.scaler.update(2.0**40)  # no gradient survives this
+    number, batches = next(loop._steps(run, 0))
+    _, _, updated = loop.train_step(run, number, batches)
+    assert not updated, "an overflow was counted as an update"
+    assert torch.equal(before, next(run.model.parameters())), "an overflow changed the weights"
+    return f"an overflow changed nothing and brought the loss scale to {run.scaler.get_scale():.0f}"
+
+
+def out_of_memory(bench: Bench) -> str:
+    if not torch.cuda.is_available():
+        return "left out: needs a GPU"
+    calm = bench.steps(bench.build(token_budget=1024))
+    run = bench.build(token_budget=1 << 17)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (1 << 30)) / total)
+    try:
+        short = bench.steps(run)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run.plan.budget < 1 << 17, "1 GiB was enough: no error happened"
+    difference = largest_difference(short, calm)
+    assert difference < 2e-3, f"losses and gradient norms differ by {difference:.1e} after the error"
+    return f"went on with {run.plan.budget} tokens; losses and gradient norms differ by {difference:.1e}"
+
+
+def sharded(bench: Bench) -> str:
+    said = []
+    for precision in ("no", "bf16"):
+        plain = bench.steps(bench.build(mixed_precision=precision))
+        settings = bench.settings(mixed_precision=precision, log_interval=1)
+        words = [f"{key}={value}" for key, value in settings.items()]
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "config/default_fsdp.yaml"),
+            "--num_processes", "1", str(ROOT / "train_reranker.py"), *words,
+        ]  # fmt: skip
+        environment = {**os.environ, "RANKERY_CPU_ENGINES": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr[-1500:]
+        assert "engine fsdp2, 1 process" in done.stdout, done.stdout[-1500:]
+        rows = [json.loads(line) for line in (Path(settings["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
+        found = torch.tensor([[row["loss"], row["grad_norm"]] for row in rows if "grad_norm" in row])
+        difference = largest_difference(found, plain)
+        assert difference < (2e-3 if precision == "no" else 0.1), (
+            f"{precision}: differs from no engine by {difference:.1e}"
+        )
+        said.append(f"{precision} {difference:.1e}")
+    return f"FSDP2 on one device beside no engine: {', '.join(said)}"
+
+
+def speed(model: Path, pairs: int, has_device: bool) -> None:
+    """Training and prediction in bf16, medians of three rounds in turns."""
+    from sentence_transformers import CrossEncoder as Peer
+
+    rows = docstring_pairs(pairs, seed=4)
+    texts = [(query, document) for query, document, _ in rows]
+    device = "cuda" if has_device else "cpu"
+    mine = CrossEncoder.from_pretrained(model, seed=0, dtype="bfloat16")
+    other = Peer(str(model), num_labels=1, max_length=512, device=device, model_kwargs={"dtype": torch.bfloat16})
+    systems: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+        "training, bf16": (lambda: ours(rows, "bf16", model), lambda: peer(rows, True, model)),
+        "prediction, bf16": (
+            lambda: seconds(lambda: mine.compute_score(texts)),
+            lambda: seconds(lambda: other.predict(texts, batch_size=128, show_progress_bar=False)),
+        ),
+    }
+    for name, (first, second) in systems.items():
+        times = [(first(), second()) for _ in range(4)][1:]  # the first is a warm-up
+        left, right = (statistics.median(pairs / time for time in column) for column in zip(*times, strict=True))
+        ratio = statistics.median(b / a for a, b in times)
+        print(
+            f"{name}: rankery {left:.0f} pairs/s, sentence-transformers {right:.0f} pairs/s, ratio {ratio:.2f}",
+            flush=True,
+        )
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    sys.exit(main())
