@@ -88,7 +88,7 @@ def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     for name, info in TrainConfig.model_fields.items():
         assert info.description
-        assert f"| `{name}` |" in page, f"docs/configuration.md lacks {name}: make docs"
+        assert f"| `{name}` |" in page, f"docs/configuration.md lacks {name}: python docs/make_configuration.py"
         assert info.description in page
 
 

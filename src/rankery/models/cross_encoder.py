@@ -72,16 +72,17 @@ class CrossEncoder(Reranker):
         Raises:
             InputError: no such model, arguments that contradict the contract, or scores that do.
         """
+        model_name_or_path = os.path.expanduser(model_name_or_path)
         contract = read_contract(Path(model_name_or_path))
         wanted = {"num_labels": num_labels, "query_format": query_format, "document_format": document_format}
-        check_arguments(contract, {**wanted, "model_type": cls.model_type}, str(model_name_or_path))
+        check_arguments(contract, {**wanted, "model_type": cls.model_type}, model_name_or_path)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
         device = torch.device(device) if device else _default_device()
         dtype = _dtype(dtype, device)
         if seed is not None:
             torch.manual_seed(seed)
         model, tokenizer = _load(
-            str(model_name_or_path), num_labels, hub, {"hidden": hidden_dropout, "attention": attention_dropout}
+            model_name_or_path, num_labels, hub, {"hidden": hidden_dropout, "attention": attention_dropout}
         )
         saved = contract or {}
         limit = position_limit(model)
@@ -102,9 +103,9 @@ class CrossEncoder(Reranker):
         labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
         reranker = cls(model.to(device=device, dtype=dtype).eval(), tokenizer, template, labels)
         if contract is not None:
-            check_template(contract, template, str(model_name_or_path))
+            check_template(contract, template, model_name_or_path)
             if verify:
-                verify_golden(contract, reranker, str(model_name_or_path))
+                verify_golden(contract, reranker, model_name_or_path)
         return reranker
 
 
@@ -123,9 +124,8 @@ def _load(name: str, num_labels: int | None, hub: dict[str, Any], dropout: dict[
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    if name.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(name)):
+    if name.startswith((".", "/", "~")) and not os.path.isdir(name):
         raise InputError(f"model_name_or_path is {name!r}; there is no such folder")
-    name = os.path.expanduser(name)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it reports the new head of every base model as missing weights
     transformers_logging.disable_progress_bar()
