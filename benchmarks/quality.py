@@ -52,6 +52,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if arguments.task == "chinese" and not arguments.base:
+        parser.error("the Chinese sets want --base, a model that reads Chinese: see multilingual_base.py")
     base = arguments.base or base_model_path()
     print(machine(), flush=True)
     if arguments.task == "wikiqa":
@@ -176,7 +178,7 @@ def chinese(folder: Path, seed: int, precision: str, base: Path) -> None:
 
 
 def prefixed(record: QueryRecord) -> QueryRecord:
-    """A record as E5's embeddings want it (other encoders lose nothing by it)."""
+    """A record as E5's embeddings want it."""
     documents = tuple(f"passage: {document}" for document in record.documents)
     return replace(record, query=f"query: {record.query}", documents=documents)
 

@@ -13,6 +13,7 @@ from rankery import demo_data
 from rankery.data.records import read_records
 from rankery.demo_data import DemoData, base_model_path, build, docstring_pairs, standard_library_docstrings
 from rankery.errors import InputError
+from rankery.evaluate.baselines import embed
 
 SIZES = {
     "train_queries": 30, "train_candidates": 4, "dev_queries": 10, "dev_candidates": 6, "test_queries": 12,
@@ -71,7 +72,7 @@ def test_sizes_are_what_was_asked_for(built: DemoData) -> None:
         assert len(records) == SIZES[f"{split}_queries"]
         for record in records:
             assert len(set(record.documents)) == len(record.documents) == SIZES[f"{split}_candidates"]
-            assert sum(record.labels) == 1
+            assert split == "train" or sum(record.labels) == 1
         others = built.counts[split]
         assert others["queries"] == others["relevant"] == len(records)
         assert others["bm25"] + others["cosine"] + others["random"] == sum(
@@ -82,11 +83,24 @@ def test_sizes_are_what_was_asked_for(built: DemoData) -> None:
 
 def test_the_relevant_document_is_the_rest_of_the_docstring(built: DemoData) -> None:
     rest_of = {item.summary: item.rest for item in standard_library_docstrings()}
-    for path in built.paths.values():
+    for split, path in built.paths.items():
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            assert set(row) == {"query", "pos", "neg"}
-            assert row["pos"] == [rest_of[row["query"]]]
+            assert row["pos"][0] == rest_of[row["query"]]
+            if split == "train":
+                assert set(row) == {"query", "pos", "pos_scores"}
+            else:
+                assert set(row) == {"query", "pos", "neg"}
+                assert len(row["pos"]) == 1
+
+
+def test_training_scores_are_the_mean_of_label_and_cosine(built: DemoData, bert: Path) -> None:
+    for record in list(read_records([built.paths["train"]]))[:5]:
+        query, *documents = embed([record.query, *record.documents], bert, demo_data.EMBEDDED_TOKENS)
+        cosine = [max(0.0, min(1.0, float(query @ document))) for document in documents]
+        labels = [1.0] + [0.0] * (len(documents) - 1)
+        expected = [0.5 * label + 0.5 * value for label, value in zip(labels, cosine, strict=True)]
+        assert record.labels == pytest.approx(expected, abs=2e-4)
 
 
 def test_same_seed_same_files(built: DemoData, bert: Path, tmp_path: Path) -> None:

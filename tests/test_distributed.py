@@ -110,7 +110,7 @@ def test_one_example_on_two_processes(config: dict, tmp_path: Path) -> None:
     settings = {**config, "train_dataset": data, "val_dataset": data, "epochs": 1}
     done = launch("config/ddp.yaml", *arguments(settings))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 steps" in done.stdout
+    assert "1 step (1 epoch of 1)" in done.stdout
 
 
 def test_out_of_memory_on_one_process_is_repeated_by_both(config: dict, tmp_path: Path) -> None:

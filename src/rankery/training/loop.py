@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from rankery.models.reranker import forward
 from rankery.training import checkpoint
 from rankery.training.optim import gradient_norm, lr_factor, set_lr
 from rankery.training.run import Run, describe
-from rankery.training.tracking import Tracker
+from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate
 
 FRESH: dict[str, Any] = {
@@ -288,35 +287,3 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
     )
     run.say(f"model ({which}): {target}")
     return target
-
-
-class Progress:
-    """A bar on terminals, one line an epoch elsewhere; on the main process."""
-
-    def __init__(self, run: Run, first: int):
-        from tqdm import tqdm
-
-        self.run, self.step, self.pairs, self.begun = run, first, 0, time.perf_counter()
-        self.loss = 0.0
-        self.bar = tqdm(
-            total=run.steps, initial=first, unit="step", disable=not (run.engine.is_main and sys.stderr.isatty())
-        )
-
-    def update(self, loss: float, pairs: int) -> None:
-        self.step, self.pairs, self.loss = self.step + 1, self.pairs + pairs, self.loss + loss
-        self.bar.update(1)
-        lr = self.run.optimizer.param_groups[0]["lr"]
-        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s", refresh=False)
-        per_epoch = self.run.plan.steps_per_epoch
-        if self.step % per_epoch == 0:
-            if self.bar.disable:
-                mean = self.loss / per_epoch
-                self.run.say(f"epoch {self.step // per_epoch}: loss {mean:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s")
-            self.loss = 0.0
-
-    def rate(self) -> float:
-        """Pairs a second since the start."""
-        return self.pairs / (time.perf_counter() - self.begun)
-
-    def close(self) -> None:
-        self.bar.close()

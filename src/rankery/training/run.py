@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from rankery.config import TrainConfig, load_config
 from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder, encode, is_cached, open_encoded
@@ -54,7 +55,8 @@ class Run:
 
     def say(self, text: str) -> None:
         if self.engine.is_main:
-            print(text, flush=True)
+            tqdm.write(text)  # a line of its own, also beside a progress bar
+            sys.stdout.flush()
 
 
 def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any) -> Path:
@@ -185,8 +187,6 @@ def _class_problems(summary: DataSummary, paths: list[Path]) -> list[str]:
 
 
 def _progress(what: str, summary: DataSummary) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    from tqdm import tqdm
-
     return lambda records: iter(tqdm(records, desc=what, unit="record", disable=not sys.stderr.isatty()))
 
 
@@ -222,10 +222,14 @@ def describe(run: Run) -> str:
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return (
         f"{run.summary}\n"
-        f"engine {engine.kind}, {engine.processes} process{'es' * (engine.processes > 1)}, device {engine.device.type}, "
+        f"engine {engine.kind}, {_counted(engine.processes, 'process', 'es')}, device {engine.device.type}, "
         f"precision {config.mixed_precision}, attention {run.model.config._attn_implementation}\n"
         f"{parameters / 1e6:.1f} M parameters from {config.model_name_or_path}\n"
-        f"{run.steps} steps ({config.epochs} epochs of {plan.steps_per_epoch}), {plan.batch} pairs and about "
+        f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {plan.batch} pairs and about "
         f"{real.mean():.0f} tokens a step, micro-batches of {plan.budget} tokens, "
         f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
     )
+
+
+def _counted(number: int, name: str, plural: str = "s") -> str:
+    return f"{number} {name}{plural * (number != 1)}"

@@ -1,4 +1,4 @@
-"""metrics.jsonl and a tracker (tensorboard or wandb), cut back and continued when a run resumes.
+"""What a run shows: metrics.jsonl and a tracker (tensorboard or wandb), continued when a run resumes; a progress bar.
 
 Contract: metrics.jsonl has one JSON object an event, with `step`; a resumed run first cuts it to the bytes it had at its
 checkpoint, so that it ends up as the uninterrupted run's. Values that depend on the clock go to the tracker only.
@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from rankery.training.run import Run
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -53,6 +60,36 @@ class Tracker:
             self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+class Progress:
+    """A bar on terminals, one line an epoch elsewhere; on the main process."""
+
+    def __init__(self, run: Run, first: int):
+        self.run, self.step, self.pairs, self.begun = run, first, 0, time.perf_counter()
+        self.loss = 0.0
+        self.bar = tqdm(
+            total=run.steps, initial=first, unit="step", disable=not (run.engine.is_main and sys.stderr.isatty())
+        )
+
+    def update(self, loss: float, pairs: int) -> None:
+        self.step, self.pairs, self.loss = self.step + 1, self.pairs + pairs, self.loss + loss
+        self.bar.update(1)
+        lr = self.run.optimizer.param_groups[0]["lr"]
+        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s", refresh=False)
+        per_epoch = self.run.plan.steps_per_epoch
+        if self.step % per_epoch == 0:
+            if self.bar.disable:
+                mean = self.loss / per_epoch
+                self.run.say(f"epoch {self.step // per_epoch}: loss {mean:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s")
+            self.loss = 0.0
+
+    def rate(self) -> float:
+        """Pairs a second since the start."""
+        return self.pairs / (time.perf_counter() - self.begun)
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def check_tracker(log_with: str) -> str | None:
