@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rankery.config import ALIASES, TrainConfig
 
@@ -77,6 +77,7 @@ def _type(annotation: Any) -> str:
 
 
 def _plain(kind: type) -> str:
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return {str: "text", int: "integer", float: "number", bool: "true or false"}[kind]
 
 

@@ -14,6 +14,7 @@ from conftest import launch, launch_script, make_data, run_python, start_launch,
 from safetensors.torch import load_file
 
 from rankery import CrossEncoder, train
+from rankery.training.engine import _launch_problems
 
 EXACT = {
     "hidden_dropout": 0,
@@ -151,12 +152,23 @@ def test_launches_that_contradict(config: dict, tmp_path: Path) -> None:
 
 
 def test_fewer_processes_than_asked_for(config: dict) -> None:
-    """A launcher that says two but starts one, as a scheduler's job without its ranks does."""
-    code = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
-    done = run_python(code, *arguments(config), WORLD_SIZE="2")
+    """Another library in this program has settled on one process before."""
+    code = (
+        "import os, sys; from accelerate import PartialState; PartialState(cpu=True); os.environ['WORLD_SIZE'] = '2'\n"
+        "from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
+    )
+    done = run_python(code, *arguments(config))
     assert done.returncode == 2
     assert "asked for 2 processes, but training would run on 1" in done.stderr
     assert not Path(config["output_dir"]).exists()
+
+
+def test_fewer_accelerators_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    (problem,) = _launch_problems("no", False, 2, 1, 1.0)
+    assert "starts 4 processes on this machine, which has 2 accelerators" in problem
+    assert _launch_problems("no", False, 4, 1, 1.0) == []
+    assert _launch_problems("no", False, 0, 1, 1.0) == []
 
 
 def test_bad_data_stops_all_processes(config: dict, tmp_path: Path) -> None:

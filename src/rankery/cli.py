@@ -14,14 +14,23 @@ from rankery.errors import InputError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; 0 when done, 2 for bad input (said on standard error), 130 when interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
+    if hasattr(arguments, "overrides"):  # key=value words may stand anywhere, and start with --
+        arguments.overrides += unknown
+    elif unknown:
+        _parser().error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return arguments.run(arguments) or 0
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":
+        process = os.environ.get("RANK", "0")
+        if process == "0" or not error.shared:
+            who = "" if process == "0" else f"process {process}: "
             for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+                print(f"error: {who}{line}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has gone: head, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted; resume=true goes on from the newest checkpoint", file=sys.stderr)
         return 130
@@ -43,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, metavar="DIR")
     evaluate.add_argument("--data", required=True, nargs="+", metavar="FILE", help="JSONL files or globs")
     evaluate.add_argument("--output", metavar="DIR", help="folder for metrics.json, run.trec and qrels.trec")
-    evaluate.add_argument("--min-label", type=float, default=0.0, help="grades above it are relevant (default 0)")
+    evaluate.add_argument("--min-label", type=float, help="label of what is not relevant (default: the model's)")
+    evaluate.add_argument("--relevant-above", type=float, help="labels above it are relevant (default: min-label)")
     evaluate.add_argument("--recall-at", type=int, nargs="+", default=[10], metavar="K")
     evaluate.add_argument("--seed", type=int, default=42, help="breaks ties (default 42)")
     _scoring_options(evaluate)
@@ -77,9 +87,11 @@ def _scoring_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     from rankery.config import parse_overrides
+    from rankery.training.engine import leave
     from rankery.training.run import train
 
     train(arguments.config, **parse_overrides(arguments.overrides))
+    leave()
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -91,6 +103,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.data,
         output=Path(arguments.output) if arguments.output else None,
         min_label=arguments.min_label,
+        relevant_above=arguments.relevant_above,
         recall_at=arguments.recall_at,
         seed=arguments.seed,
         device=arguments.device,

@@ -8,10 +8,11 @@ of names to keep equal) and omegaconf (no bounds, no meanings).
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,7 +42,7 @@ ELSEWHERE = {
 class TrainConfig(BaseModel):
     """Everything that decides a training run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     # Model
     model_name_or_path: str = Field(description="base model or reranker: a Hugging Face name or a folder")
@@ -75,12 +76,13 @@ class TrainConfig(BaseModel):
     loss_type: Literal["point_ce", "point_mse"] = Field("point_ce", description="loss")
     epochs: int = Field(1, gt=0, description="passes over the training data")
     lr: float = Field(2e-5, gt=0, description="peak learning rate")
-    lr_groups: dict[str, float] = Field(
-        default_factory=dict, description="own peak learning rate for parameters whose name a regular expression finds"
+    lr_groups: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="own peak learning rate for parameters whose name a regular expression finds; the last one that does counts",
     )
     batch_size: int = Field(32, gt=0, description="(query, document) pairs a batch, on each process")
     gradient_accumulation_steps: int = Field(1, gt=0, description="batches whose gradients one update sums")
-    seed: int = Field(42, ge=0, description="decides data order, new weights and dropout")
+    seed: int = Field(42, ge=0, lt=2**63, description="decides data order, new weights and dropout")
     warmup_proportion: float = Field(
         0.1, ge=0, lt=1, description="share of updates with rising lr; 0: cosine decay at once"
     )
@@ -105,7 +107,12 @@ class TrainConfig(BaseModel):
         "auto", description="metric whose best model is kept (auto: nDCG@10); empty: the last model is"
     )
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better best_metric")
-    recall_at: list[int] = Field(default_factory=lambda: [10], description="cut-offs of Recall@k")
+    relevant_above: float | None = Field(
+        None, description="labels above it count as relevant for MRR, MAP and Recall; empty: min_label"
+    )
+    recall_at: list[Annotated[int, Field(gt=0)]] = Field(
+        default_factory=lambda: [10], description="cut-offs of Recall@k"
+    )
     log_interval: int = Field(10, gt=0, description="log the loss every so many updates")
     log_with: Literal["tensorboard", "wandb", "none"] = Field("tensorboard", description="tracker")
     resume: bool = Field(False, description="go on from the newest whole checkpoint in output_dir")
@@ -116,6 +123,8 @@ class TrainConfig(BaseModel):
 RESUME_FREE = frozenset(
     [
         "output_dir",
+        "batch_size",  # pairs a step are compared instead
+        "gradient_accumulation_steps",
         "num_workers",
         "token_budget",
         "save_steps",
@@ -132,10 +141,10 @@ RESUME_FREE = frozenset(
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars where 1.1 surprises: 5e-5 is a number, no and on are words."""
+    """SafeLoader with YAML 1.2's scalars where 1.1 surprises: 5e-5 is a number; no, on and 2024-01-01 are words."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -143,14 +152,31 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` and others read back: quotes words that either would take for something else."""
+
+
+for kind in (_Loader, _Dumper):
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
+
+
+# Keys whose value is a text (or a list of texts): taken from the command line as it stands.
+TEXTS = frozenset(
+    name
+    for name, field in TrainConfig.model_fields.items()
+    if field.annotation is str or str in get_args(field.annotation)
 )
+FOLDERS = ("output_dir", "cache_dir", "dataset_cache_dir")
 
 
-def parse_value(text: str) -> Any:
-    """A command-line value, read as YAML reads it."""
-    return yaml.load(text, _Loader)
+def parse_value(key: str, text: str) -> Any:
+    """A command-line value, read as YAML reads it; texts as they are."""
+    is_text = key in TEXTS and not (key.endswith("_dataset") and text.startswith("["))
+    return (text or None) if is_text else yaml.load(text, _Loader)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -159,11 +185,19 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: words of another form.
     """
-    bad = [word for word in arguments if "=" not in word]
-    if bad:
-        raise InputError([f"command line: got {word!r}; expected key=value, for example lr=5e-5" for word in bad])
-    pairs = (word.removeprefix("--").split("=", 1) for word in arguments)
-    return {key: parse_value(value) for key, value in pairs}
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for word in arguments:
+        key, equals, text = word.removeprefix("--").partition("=")
+        try:
+            values[key] = parse_value(ALIASES.get(key, key), text)
+        except yaml.YAMLError as error:
+            problems.append(f"command line: {key} is {text!r}, which is not YAML: {' '.join(str(error).split())}")
+        if not equals:
+            problems.append(f"command line: got {word!r}; expected key=value, for example lr=5e-5")
+    if problems:
+        raise InputError(problems)
+    return values
 
 
 def load_config(
@@ -184,10 +218,13 @@ def load_config(
     layers.append((dict(overrides or {}), dict.fromkeys(overrides or {}, "command line")))
     for layer, layer_places in layers:
         for key, value in layer.items():
-            name = ALIASES.get(key, key)
-            if name in layer and name != key:
-                problems.append(f"{layer_places[key]}: both {key} and {name} are set; they are one key: keep one")
-            values[name], places[name] = value, layer_places[key]
+            name = ALIASES.get(key, str(key))
+            if name in layer and name != str(key):
+                problems.append(
+                    f"{layer_places.get(key, str(source))}: both {key} and {name} are set; they are one key: keep one"
+                )
+            values[name] = str(value) if isinstance(value, Path) else value
+            places[name] = layer_places.get(key, layer_places.get(str(key), str(source)))
     known = TrainConfig.model_fields
     for key in [key for key in values if key not in known]:
         near = [ELSEWHERE[key]] if key in ELSEWHERE else difflib.get_close_matches(str(key), [*known, *ALIASES], 1)
@@ -196,13 +233,17 @@ def load_config(
         del values[key]
     # An empty value means "the default", or "none" where the default is none.
     values = {key: value for key, value in values.items() if value is not None or known[key].default is None}
-    if "best_metric" in places and "best_metric" not in values:
+    if "best_metric" in places and values.get("best_metric", "") == "":
         values["best_metric"] = None
     if values.get("val_dataset") in ("", []):
         values["val_dataset"] = None
+    values |= {key: os.path.expanduser(values[key]) for key in FOLDERS if isinstance(values.get(key), str)}
+    bad: set[str] = set()
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
+        bad = {str(detail["loc"][0]) for detail in error.errors()}
+        config = TrainConfig.model_construct(**{key: value for key, value in values.items() if key not in bad})
         for detail in error.errors():
             key = str(detail["loc"][0])
             place = places.get(key, "configuration")
@@ -210,48 +251,63 @@ def load_config(
                 problems.append(f"{key} is not set; expected: {known[key].description}")
             else:
                 problems.append(f"{place}: {key} is {detail['input']!r}; {detail['msg']} ({known[key].description})")
-        raise InputError(problems) from None
-    problems += _contradictions(config, places)
+    problems += [text for keys, text in _contradictions(config, places) if not bad & set(keys)]
     if problems:
         raise InputError(problems)
     return config
 
 
-def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[str]:
-    def at(key: str) -> str:
-        return places.get(key, "default")
+def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
+    """(the keys involved, the problem): values that are fine each, but not together."""
+    found: list[tuple[tuple[str, ...], str]] = []
 
-    problems = []
-    if config.min_label >= config.max_label:
-        problems.append(
-            f"{at('max_label')}: min_label is {config.min_label:g} and max_label {config.max_label:g}; "
-            "expected min_label below max_label"
+    def problem(keys: tuple[str, ...], text: str) -> None:
+        place = next((places[key] for key in keys if key in places), "default")
+        found.append((keys, f"{place}: {text}"))
+
+    low, high = config.min_label, config.max_label
+    if low >= high:
+        problem(
+            ("max_label", "min_label"),
+            f"min_label is {low:g} and max_label {high:g}; expected min_label below max_label",
         )
     for key in ("query_format", "document_format"):
-        if "{}" not in getattr(config, key):
-            problems.append(
-                f"{at(key)}: {key} is {getattr(config, key)!r}; expected a text with {{}} where the text goes"
-            )
+        value = getattr(config, key)
+        if "{}" not in value:
+            problem((key,), f"{key} is {value!r}; expected a text with {{}} where the text goes")
     for key in ("seq", "special_token"):
-        if getattr(config, key):
-            problems.append(
-                f"{at(key)}: {key} is {getattr(config, key)!r}; bert_encoder does not use it: leave it empty"
-            )
-    classes = config.max_label - config.min_label + 1
-    if config.num_labels > 1 and (config.loss_type != "point_ce" or config.num_labels != classes):
-        problems.append(
-            f"{at('num_labels')}: num_labels is {config.num_labels} with loss_type {config.loss_type} and labels from "
-            f"{config.min_label:g} to {config.max_label:g}; expected num_labels 1, or one class for each integer label "
-            f"(max_label - min_label + 1 = {classes:g}) with point_ce"
+        value = getattr(config, key)
+        if value:
+            problem((key,), f"{key} is {value!r}; bert_encoder does not use it: leave it empty")
+    classes = high - low + 1
+    if config.num_labels > 1 and (
+        config.loss_type != "point_ce" or config.num_labels != classes or not low.is_integer()
+    ):
+        problem(
+            ("num_labels", "loss_type", "max_label", "min_label"),
+            f"num_labels is {config.num_labels} with loss_type {config.loss_type} and labels from {low:g} to {high:g}; expected "
+            f"num_labels 1, or one class for each integer label (max_label - min_label + 1 = {classes:g}) with point_ce",
         )
     if config.resume and config.overwrite:
-        problems.append(f"{at('resume')}: resume and overwrite are both true; expected one of them")
+        problem(("resume", "overwrite"), "resume and overwrite are both true; expected one of them")
+    if config.patience is not None and (config.val_dataset is None or config.best_metric is None):
+        problem(
+            ("patience", "val_dataset", "best_metric"),
+            f"patience is {config.patience}, but without val_dataset and best_metric nothing is compared; set both, or leave "
+            "patience empty",
+        )
+    metrics = ["loss", "nDCG@10", "MRR@10", "MAP", "Kendall", *(f"Recall@{k}" for k in config.recall_at)]
+    if config.best_metric not in (None, "auto", *metrics):
+        problem(
+            ("best_metric", "recall_at"),
+            f"best_metric is {config.best_metric!r}; expected auto, or one of {', '.join(metrics)}",
+        )
     for pattern in config.lr_groups:
         try:
             re.compile(pattern)
         except re.error as error:
-            problems.append(f"{at('lr_groups')}: lr_groups key {pattern!r} is no regular expression: {error}")
-    return problems
+            problem(("lr_groups",), f"lr_groups key {pattern!r} is no regular expression: {error}")
+    return found
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -265,7 +321,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         node = yaml.compose(text, _Loader)
         values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(node, yaml.MappingNode):
         raise InputError(f"{path}: holds no keys; expected lines of the form key: value")
@@ -282,4 +338,4 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML that `load_config` reads back to the same object."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

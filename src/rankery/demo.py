@@ -16,6 +16,7 @@ from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
 from rankery.evaluate.metrics import metrics_table, ranking_metrics
 from rankery.evaluate.runs import pairs_of
 
+MARK = "rankery_demo.txt"  # says that the folder is the demo's own
 SHOWN = ("nDCG@10", "MRR@10", "MAP")
 SETTINGS = {
     "max_len": 96,
@@ -39,9 +40,11 @@ def run_demo(folder: Path) -> None:
     from rankery.models.budget import computes_bf16
 
     begun = time.perf_counter()
-    if folder.exists() and any(folder.iterdir()) and not (folder / "data").is_dir():
-        raise InputError(f"{folder} is not empty; choose another folder: rankery demo --output DIR")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).is_file():
+        raise InputError(f"{folder} holds something else; choose another folder: rankery demo --output DIR")
     base = base_model_path()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("Written by rankery demo, which may overwrite data/ and run/ here.\n")
     print("1/3 building data from the docstrings of Python's standard library", flush=True)
     data = build(folder / "data", base)
     print(describe_data(data), flush=True)

@@ -15,6 +15,8 @@ SHOWN_PROBLEMS = 20
 class InputError(ValueError):
     """Bad configuration, data or checkpoint; `problems` holds one sentence for each thing that is wrong."""
 
+    shared = False  # raised on all processes alike: the first one says it for all
+
     def __init__(self, problems: str | Sequence[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         shown = self.problems[:SHOWN_PROBLEMS]

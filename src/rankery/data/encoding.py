@@ -24,6 +24,7 @@ import numpy as np
 
 from rankery.data.records import LabelRange, QueryRecord, content_digest, read_records, text_hash
 from rankery.data.template import PairTemplate, tokenize
+from rankery.errors import InputError
 
 CACHE_VERSION = 1
 RECORDS_AT_ONCE = 512
@@ -113,16 +114,21 @@ def encode(
     """Tokenises the files into `folder` unless a whole cache is there already. `progress` wraps the iterator of records."""
     if is_cached(folder):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"{folder.parent}: cannot be written to: {error}; set dataset_cache_dir") from error
     try:
         _write(aside, progress(read_records(paths, labels)), tokenizer, template, paths)
         if folder.exists():
             shutil.rmtree(folder)  # half a cache: another version's, or damaged
         aside.rename(folder)
-    except OSError:
+    except OSError as error:
         if not is_cached(folder):  # else another run finished the same cache first
-            raise
+            raise InputError(
+                f"{folder}: tokenised data could not be written: {error}; make room, or set dataset_cache_dir"
+            ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -18,9 +18,9 @@ import gzip
 import hashlib
 import json
 import math
-from collections import Counter
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SHAPES = (
     '{"query", "pos", "neg"}, {"query", "pos", "pos_scores"}, {"query", "content", "label"} '
     'or {"query", "hits": [{"content", "label"}]}'
 )
+LARGEST_LABEL = 10**9
 MAX_COLLECTED = 1000  # problems kept in memory when a whole file is wrong
 
 
@@ -62,7 +63,7 @@ class DataSummary:
     pairs: int = 0
     fewest_documents: int = 0
     most_documents: int = 0
-    labels: Counter[float] = field(default_factory=Counter)
+    largest_label: float = -math.inf
 
 
 def expand_paths(spec: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -73,15 +74,19 @@ def expand_paths(spec: str | Path | Sequence[str | Path]) -> list[Path]:
     """
     paths: list[Path] = []
     problems: list[str] = []
-    for item in [spec] if isinstance(spec, str | Path) else spec:
-        matches = sorted(glob.glob(str(item), recursive=True)) if glob.has_magic(str(item)) else [str(item)]
+    items = [Path(item).expanduser() for item in ([spec] if isinstance(spec, str | Path) else spec)]
+    for item in items:
+        is_pattern = glob.has_magic(str(item)) and not item.is_file()
+        matches = sorted(glob.glob(str(item), recursive=True)) if is_pattern else [str(item)]
         found = [Path(match) for match in matches if Path(match).is_file()]
         if not found:
-            kind = "is a folder" if Path(item).is_dir() else "does not exist"
+            kind = "is a folder" if item.is_dir() else "does not exist"
             problems.append(
                 f"{item}: {kind}; expected a .jsonl or .jsonl.gz file, a list of them or a glob such as data/*.jsonl"
             )
         paths += [path for path in found if path not in paths]
+    if not items:
+        problems.append("no data file is named; expected a .jsonl or .jsonl.gz file, a list of them or a glob")
     if problems:
         raise InputError(problems)
     return paths
@@ -136,15 +141,15 @@ def check_records(paths: Sequence[Path], labels: LabelRange | None = None) -> Da
                     problems += error.problems[: MAX_COLLECTED - len(problems)]
                     continue
                 _count(summary, record, pair_line_queries)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             problems.append(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip")
             continue
         if empty:
             problems.append(f"{path}: is empty; expected one JSON object a line: {SHAPES}")
     summary.queries += len(pair_line_queries)
-    if not problems and summary.labels and max(summary.labels) <= labels.min_label:
+    if not problems and summary.largest_label <= labels.min_label:
         problems.append(
-            f"{', '.join(map(str, paths))}: no positive anywhere: every label is {max(summary.labels):g} or below; "
+            f"{', '.join(map(str, paths))}: no positive anywhere: every label is {summary.largest_label:g} or below; "
             f"expected some above min_label ({labels.min_label:g}); check min_label and the labels"
         )
     if problems:
@@ -155,7 +160,7 @@ def check_records(paths: Sequence[Path], labels: LabelRange | None = None) -> Da
 def _count(summary: DataSummary, record: QueryRecord, pair_line_queries: set[int]) -> None:
     documents = len(record.documents)
     summary.pairs += documents
-    summary.labels.update(record.labels)
+    summary.largest_label = max(summary.largest_label, *record.labels)
     if record.is_pair_line:
         pair_line_queries.add(text_hash(record.query))
     else:
@@ -183,12 +188,12 @@ def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) ->
     where = f"{path}:{number}"
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of thousands of digits
         raise InputError(f"{where}: is not JSON ({error}); expected one object a line: {SHAPES}") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: got a JSON {_kind(row)}; expected an object: {SHAPES}")
     problems: list[str] = []
-    if not _is_text(row.get("query")):
+    if not is_text(row.get("query")):
         problems.append(f'{where}: "query" is {_kind(row.get("query"))}; expected a string')
     if "content" in row:
         pairs: Pairs = [(row["content"], row.get("label"), '"content"', '"label"')]
@@ -199,7 +204,7 @@ def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) ->
     else:
         raise InputError([*problems, f"{where}: has the keys {sorted(row)}; expected {SHAPES}"])
     for text, label, text_name, label_name in pairs:
-        if not _is_text(text):
+        if not is_text(text):
             problems.append(f"{where}: {text_name} is {_kind(text)}; expected a string")
         problems += _label_problems(label, label_name, labels, where)
     if not pairs and not problems:
@@ -254,6 +259,8 @@ def _lists(row: dict[str, Any], labels: LabelRange, where: str, problems: list[s
 
 
 def _label_problems(label: Any, name: str, labels: LabelRange, where: str) -> list[str]:
+    if isinstance(label, int) and abs(label) > LARGEST_LABEL:
+        return [f"{where}: {name} is larger than {LARGEST_LABEL:g}; expected a number that a label can be"]
     if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
         return [f"{where}: {name} is {_kind(label)}; expected a finite number"]
     if labels.strict and not labels.min_label <= label <= labels.max_label:
@@ -264,7 +271,7 @@ def _label_problems(label: Any, name: str, labels: LabelRange, where: str) -> li
     return []
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """A string that UTF-8 can hold: JSON escapes can spell lone surrogates, which no tokenizer takes."""
     if not isinstance(value, str):
         return False
@@ -281,6 +288,6 @@ def _kind(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str):
-        return f"the string {value[:40]!r}" if _is_text(value) else "a string with a lone surrogate (half a character)"
+        return f"the string {value[:40]!r}" if is_text(value) else "a string with a lone surrogate (half a character)"
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names[type(value)]

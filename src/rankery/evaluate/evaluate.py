@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from rankery.data.records import LabelRange, check_records, expand_paths, read_records
+from rankery.data.records import LabelRange, check_records, expand_paths, is_text, read_records
 from rankery.errors import InputError
 from rankery.evaluate.metrics import metrics_table, queries_without_relevant, ranking_metrics
 from rankery.evaluate.runs import pairs_of, write_qrels, write_run
@@ -20,34 +21,42 @@ def evaluate_model(
     data: Sequence[str],
     *,
     output: Path | None,
-    min_label: float = 0.0,
+    min_label: float | None = None,
+    relevant_above: float | None = None,
     recall_at: Sequence[int] = (10,),
     seed: int = 42,
     device: str | None = None,
     dtype: str | None = None,
     **options: Any,
 ) -> str:
-    """Scores every pair of the data; returns the metrics table; writes metrics.json, run.trec, qrels.trec to `output`."""
+    """Scores every pair of the data; returns the metrics table; writes metrics.json, run.trec, qrels.trec to `output`.
+
+    `min_label` None is the model's own; see `per_query_metrics` for the others.
+    """
     from rankery.models.cross_encoder import CrossEncoder
 
     paths = expand_paths(list(data))
-    labels = LabelRange(min_label=min_label, max_label=max(1.0, min_label + 1), strict=False)
-    check_records(paths, labels)
-    if output is not None and output.is_file():
-        raise InputError(f"output is {output}, which is a file; expected a folder")
-    records = list(read_records(paths, labels))
+    if output is not None:
+        _check_writable(output / "metrics.json")
     reranker = CrossEncoder.from_pretrained(model, device=device, dtype=dtype)
+    low, high = reranker.labels
+    min_label = low if min_label is None else min_label
+    labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
+    check_records(paths, labels)
+    records = list(read_records(paths, labels))
     texts = [(record.query, document) for record in records for document in record.documents]
     logits = reranker.compute_score(texts, show_progress=sys.stderr.isatty(), **options)
     scores, pairs = reranker.rank_scores(logits).numpy(), pairs_of(records)
-    metrics = ranking_metrics(pairs, scores, min_label=min_label, recall_at=recall_at, seed=seed)
+    metrics = ranking_metrics(
+        pairs, scores, min_label=min_label, recall_at=recall_at, seed=seed, relevant_above=relevant_above
+    )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         write_run(output / "run.trec", pairs, scores, seed)
         write_qrels(output / "qrels.trec", pairs, min_label)
     table = metrics_table({Path(model).name: metrics})
-    unanswered = queries_without_relevant(pairs, min_label=min_label)
+    unanswered = queries_without_relevant(pairs, min_label=min_label, relevant_above=relevant_above)
     note = f"\n{unanswered} queries have no relevant document and count 0" if unanswered else ""
     return f"{table}{note}"
 
@@ -67,9 +76,15 @@ def rerank_file(
 
     if source is not None and not Path(source).is_file():
         raise InputError(f"{source}: does not exist; expected a JSONL file")
+    if target is not None:
+        _check_writable(Path(target))
+        if source is not None and Path(target).exists() and Path(source).samefile(target):
+            raise InputError(f"output is {target}, which is the input; choose another file")
     reranker = CrossEncoder.from_pretrained(model, device=device, dtype=dtype)
     with ExitStack() as stack:
-        lines = stack.enter_context(open(source, encoding="utf-8")) if source else sys.stdin
+        if target is not None:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+        lines = stack.enter_context(open(source, "rb")) if source else sys.stdin.buffer
         out: TextIO = stack.enter_context(open(target, "w", encoding="utf-8")) if target else sys.stdout
         for row in _requests(lines, source or "standard input"):
             ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
@@ -87,10 +102,16 @@ def _requests(lines: Any, name: str) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f'{name}:{number}: is not JSON ({error}); expected {{"query", "documents"}}') from None
         documents = row.get("documents") if isinstance(row, dict) else None
-        is_whole = isinstance(documents, list) and all(isinstance(text, str) for text in documents)
-        if not is_whole or not isinstance(row.get("query"), str):
+        if not isinstance(documents, list) or not all(map(is_text, documents)) or not is_text(row.get("query")):
             raise InputError(f'{name}:{number}: expected {{"query": a string, "documents": a list of strings}}')
         yield row
+
+
+def _check_writable(file: Path) -> None:
+    """The nearest folder that is there must take a new file."""
+    existing = next(parent for parent in file.absolute().parents if parent.exists())
+    if file.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"output is {file}, which cannot be written in {existing}; choose another place")

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 CONTRACT_FILE = "rankery.json"
 FORMAT_VERSION = 1
+CONTRACT_KEYS = (
+    *("model_type", "num_labels", "max_len", "query_format", "document_format", "template", "min_label", "max_label"),
+    *("probes", "golden", "tolerance", "files"),
+)
 # Short, of different lengths, so that a batch of them pads; swapped, empty and non-English ones among them.
 PROBES = (
     ("how do plants make food", "Plants turn light, water and carbon dioxide into sugar; this is photosynthesis."),
@@ -54,16 +58,28 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         contract = json.loads(file.read_text(encoding="utf-8"))
-        version = contract["format_version"]
+        version = int(contract["format_version"])
+        missing = [key for key in CONTRACT_KEYS if version <= FORMAT_VERSION and key not in contract]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        missing, version = [repr(error)], 0
+    if missing:
         raise InputError(
-            f"{file}: is no rankery contract ({error!r}); expected the file as saved: save the model again"
-        ) from None
+            f"{file}: is no rankery contract (missing: {', '.join(missing)}); expected the file as saved: save the model again"
+        )
     if version > FORMAT_VERSION:
         raise InputError(
             f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
         )
     return contract
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names in a model directory that rankery did not write there; all of them where there is no contract."""
+    if not folder.is_dir():
+        return []
+    contract = read_contract(folder)
+    ours = {CONTRACT_FILE, *contract["files"]} if contract else set()
+    return sorted(path.name for path in folder.iterdir() if path.name not in ours)
 
 
 def check_arguments(contract: dict[str, Any] | None, arguments: dict[str, Any], name: str) -> None:
@@ -73,7 +89,7 @@ def check_arguments(contract: dict[str, Any] | None, arguments: dict[str, Any], 
         InputError: shows both.
     """
     problems = [
-        f"{name}: was trained with {key} {contract[key]!r}, got {value!r}; leave {key} out"
+        f"{name}: was trained with {key} {contract[key]!r}, got {value!r}; set {key} to that"
         for key, value in arguments.items()
         if contract is not None and value is not None and contract[key] != value
     ]
@@ -103,12 +119,19 @@ def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> No
     Raises:
         InputError: a probe's logits differ by more than the tolerance for the model's dtype.
     """
+    from rankery.models.reranker import encode_pairs
+
     dtype = str(next(reranker.model.parameters()).dtype).removeprefix("torch.")
-    tolerance = contract["tolerance"].get(dtype)
-    if tolerance is None or reranker.template.max_len < contract["max_len"]:
-        return
-    golden = torch.tensor(contract["golden"])
-    got = reranker.compute_score([(probe["query"], probe["document"]) for probe in contract["probes"]])
+    tolerance = contract["tolerance"].get(dtype, contract["tolerance"]["float32"])
+    # Under the saved length; with a smaller one, the probes that it does not cut.
+    pairs = [(probe["query"], probe["document"]) for probe in contract["probes"]]
+    length = min(contract["max_len"], reranker.template.max_len)
+    if length < contract["max_len"]:
+        whole = [len(ids) < length for ids, _ in encode_pairs(pairs, reranker.tokenizer, reranker.template)]
+    else:
+        whole = [True] * len(pairs)
+    golden = torch.tensor(contract["golden"])[whole]
+    got = reranker.compute_score([pair for pair, kept in zip(pairs, whole, strict=True) if kept], max_length=length)
     deviation = (got - golden).abs()
     if not bool((deviation <= tolerance).all()):
         worst = int(deviation.reshape(len(golden), -1).amax(dim=1).nan_to_num(nan=float("inf")).argmax())
@@ -123,10 +146,15 @@ def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, tor
     """Writes weights `state` (full tensors by name), config, tokenizer, card and contract as one whole.
 
     Raises:
-        InputError: `folder` holds something else than a model that rankery saved; or the disk is full or not writable.
+        InputError: `folder` holds something that rankery did not save; or the disk is full or not writable.
     """
-    if folder.exists() and any(folder.iterdir()) and read_contract(folder) is None:
-        raise InputError(f"{folder}: is not empty and was not written by rankery; choose another folder")
+    folder = folder.expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; choose another folder")
+    if foreign := foreign_files(folder):
+        raise InputError(
+            f"{folder}: holds {', '.join(foreign[:5])}, not written by rankery; move it away, or choose another folder"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(folder) as aside:
         _write_files(aside, reranker, state, card)
@@ -161,6 +189,10 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
 
     model, tokenizer = reranker.model, copy.deepcopy(reranker.tokenizer)
     config = copy.deepcopy(model.config)
+    if is_remote_code(model):
+        from transformers.dynamic_module_utils import custom_object_save
+
+        custom_object_save(model, aside, config=config)
     # sentence-transformers would apply a sigmoid to one label: our scores are logits.
     config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
     config.pad_token_id = reranker.template.pad_token_id
@@ -170,10 +202,10 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
     _save_weights(aside, state)
     config.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    contract = _contract(reranker, aside)
-    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
     if card is not None:
         (aside / "README.md").write_text(card, encoding="utf-8")
+    contract = _contract(reranker, aside)
+    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -208,6 +240,7 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
         "probes": [{"query": query, "document": document} for query, document in PROBES],
         "golden": golden.tolist(),
         "tolerance": tolerance,
+        "files": sorted(path.name for path in folder.iterdir()),
     }
 
 
@@ -215,8 +248,10 @@ def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, f
     """(fp32 logits of the probes from the directory, tolerance by dtype)."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # Code that came with the checkpoint runs again only where the user has let it run before.
+    trusted = {"trust_remote_code": is_remote_code(reranker.model)}
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **trusted)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
     written = type(reranker)(model.eval(), tokenizer, reranker.template, reranker.labels)
     golden = written.compute_score(PROBES)
     half = type(reranker)(model.to(torch.bfloat16), tokenizer, reranker.template).compute_score(PROBES)
@@ -225,6 +260,11 @@ def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, f
     half_tolerance = max(HALF_MARGIN * measured, HALF_FLOOR * scale)
     float32 = FLOAT32_TOLERANCE * scale
     return golden, {"float32": float32, "bfloat16": half_tolerance, "float16": half_tolerance}
+
+
+def is_remote_code(model: Any) -> bool:
+    """Whether the model's class came with its checkpoint."""
+    return any(cls.__module__.startswith("transformers_modules.") for cls in type(model).__mro__)
 
 
 def sync(folder: Path) -> None:

@@ -77,7 +77,7 @@ class CrossEncoder(Reranker):
         wanted = {"num_labels": num_labels, "query_format": query_format, "document_format": document_format}
         check_arguments(contract, {**wanted, "model_type": cls.model_type}, model_name_or_path)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
-        device = torch.device(device) if device else _default_device()
+        device = _device(device)
         dtype = _dtype(dtype, device)
         if seed is not None:
             torch.manual_seed(seed)
@@ -121,6 +121,7 @@ def position_limit(model: Any) -> int | None:
 
 
 def _load(name: str, num_labels: int | None, hub: dict[str, Any], dropout: dict[str, float | None]) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -136,7 +137,7 @@ def _load(name: str, num_labels: int | None, hub: dict[str, Any], dropout: dict[
         _set_dropout(config, dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model = AutoModelForSequenceClassification.from_pretrained(name, config=config, dtype=torch.float32, **hub)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = " ".join(str(error).split())[:400]
         raise InputError(
             f"model_name_or_path is {name!r}; it could not be loaded: {first}; expected a folder with config.json, "
@@ -144,6 +145,12 @@ def _load(name: str, num_labels: int | None, hub: dict[str, Any], dropout: dict[
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    # Without its files, transformers makes a tokenizer of the special tokens alone.
+    known, expected = len(tokenizer), getattr(config, "vocab_size", 0)
+    if known < expected // 2:
+        raise InputError(
+            f"model_name_or_path is {name!r}; its tokenizer has {known} tokens, the model {expected}: tokenizer.json is missing"
+        )
     return model, tokenizer
 
 
@@ -158,9 +165,19 @@ def _set_dropout(config: Any, dropout: dict[str, float | None]) -> None:
             setattr(config, name, value)
 
 
-def _default_device() -> torch.device:
+def _device(name: str | torch.device | None) -> torch.device:
+    """A device that this machine has; None: its accelerator, or the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device(accelerator.type) if accelerator is not None else torch.device("cpu")
+    default = torch.device(accelerator.type) if accelerator is not None else torch.device("cpu")
+    if name is None:
+        return default
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", default.type):
+        raise InputError(f"device is {str(name)!r}; expected cpu{'' if default.type == 'cpu' else f' or {default}'}")
+    return device
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

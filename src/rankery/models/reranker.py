@@ -16,6 +16,7 @@ import torch
 
 from rankery.data.collate import pad
 from rankery.data.plan import deal
+from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
@@ -76,6 +77,8 @@ class Reranker:
         Raises:
             InputError: something that is no pair of strings, or a max_length that the model cannot take.
         """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected at least 1, or None")
         pairs = [pairs] if len(pairs) == 2 and all(isinstance(text, str) for text in pairs) else pairs  # type: ignore[list-item]
         _check_pairs(pairs)
         template = self._shortened(max_length)
@@ -114,6 +117,8 @@ class Reranker:
             top_k: how many to return; None: all.
             options: as for `compute_score`; with `normalize` the scores are in [0, 1].
         """
+        if top_k is not None and top_k < 0:
+            raise InputError(f"top_k is {top_k}; expected 0 or more, or None")
         normalize = options.pop("normalize", False)
         scores = self.rank_scores(self.compute_score([(query, document) for document in documents], **options))
         scores = scores.sigmoid() if normalize and self.num_labels == 1 else scores
@@ -182,9 +187,9 @@ def encode_pairs(
 
 def _check_pairs(pairs: Sequence[Pair]) -> None:
     problems = [
-        f"pair {i} is {pair!r:.80}; expected two strings, (query, document)"
+        f"pair {i} is {pair!r:.80}; expected two strings, (query, document), without lone surrogates"
         for i, pair in enumerate(pairs)
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair)
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2 or not all(map(is_text, pair))
     ]
     if problems:
         raise InputError(problems)

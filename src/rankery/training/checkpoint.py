@@ -26,10 +26,12 @@ import torch
 
 from rankery.config import RESUME_FREE, TrainConfig, dump_config, load_config
 from rankery.errors import InputError
-from rankery.models.contract import written_aside
+from rankery.models.contract import CONTRACT_FILE, foreign_files, written_aside
 
 RUN_FILE, CONFIG_FILE, STATE_FILE, OPTIMIZER_FILE = "run.json", "config.yaml", "state.json", "optimizer.safetensors"
-OURS = (RUN_FILE, CONFIG_FILE, "metrics.jsonl", "tensorboard", "wandb", "checkpoints", "model")
+BUDGET_FILE = "token_budget"
+OURS = ("metrics.jsonl", "tensorboard", "wandb", "checkpoints", "model", CONFIG_FILE, RUN_FILE)  # who owns it: last
+LEFTOVER = re.compile(r"\.(tmp|old)-(checkpoint_\d+|best_\d+|model|config\.yaml|run\.json)(-.*)?")
 
 
 def check_output_dir(config: TrainConfig) -> None:
@@ -39,11 +41,23 @@ def check_output_dir(config: TrainConfig) -> None:
         InputError: a folder that is taken, or a resumption of a run with another configuration.
     """
     folder = Path(config.output_dir)
-    if folder.is_file():
-        raise InputError(f"output_dir is {folder}, which is a file; expected a folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
+    for name, path in (("output_dir", folder), ("dataset_cache_dir", Path(config.dataset_cache_dir or "."))):
+        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            what = "cannot be written to" if existing.is_dir() else "is a file"
+            raise InputError(f"{name} is {path}, but {existing} {what}; choose another folder")
+    # What a run leaves that was killed before it owned the folder.
+    started = {path for path in folder.glob("*") if LEFTOVER.fullmatch(path.name) or path.name == CONFIG_FILE}
     is_run = (folder / RUN_FILE).is_file()
+    if not folder.is_dir() or not set(folder.iterdir()) - (started if config.resume and not is_run else set()):
+        return
+    if is_run and (config.resume or config.overwrite):
+        foreign = foreign_files(folder / "model")
+        if foreign:
+            raise InputError(
+                f"{folder / 'model'} holds {', '.join(foreign)}, which rankery did not write and would have to delete; move "
+                "it away"
+            )
     if config.resume and is_run:
         _check_same_run(config, folder)
     elif config.overwrite and not is_run:
@@ -69,11 +83,27 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
         raise InputError(problems)
 
 
-def claim(config: TrainConfig, data_keys: list[str]) -> dict[str, Any]:
+def token_budget(config: TrainConfig, state: dict[str, Any]) -> int | None:
+    """The budget of a run: the configuration's; of a resumed one what it had come down to, unless told anew."""
+    folder = Path(config.output_dir)
+    if not state:
+        return config.token_budget
+    if config.token_budget not in (None, load_config(folder / CONFIG_FILE).token_budget):
+        return config.token_budget
+    lowered = folder / "checkpoints" / BUDGET_FILE
+    return int(lowered.read_text()) if lowered.is_file() else state["token_budget"]
+
+
+def lower_token_budget(folder: Path, budget: int) -> None:
+    """Remembers a smaller budget for the resumption of a run that has to stop."""
+    _write_whole(folder / "checkpoints" / BUDGET_FILE, str(budget))
+
+
+def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, Any]:
     """Makes the folder ours: removes an old run when told to, writes run.json and config.yaml; returns run.json.
 
     Raises:
-        InputError: a resumed run whose data changed.
+        InputError: a resumed run whose data or number of pairs a step changed.
     """
     folder = Path(config.output_dir)
     run_file = folder / RUN_FILE
@@ -83,25 +113,37 @@ def claim(config: TrainConfig, data_keys: list[str]) -> dict[str, Any]:
             raise InputError(
                 f"resume: the data changed since {folder} was started; expected the same files and tokenizer"
             )
-        for leftover in _leftovers(folder):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if run["batch"] != batch:
+            raise InputError(
+                f"resume: a step of {folder} has {run['batch']} pairs (batch_size x gradient_accumulation_steps x processes), "
+                f"this launch makes it {batch}; start as many processes as before, or change the other two to match"
+            )
     else:
-        for name in OURS if run_file.is_file() else ():
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if run_file.is_file():
+            _remove_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        run = {"run_id": uuid.uuid4().hex[:12], "data": data_keys}
-        _write_whole(folder / CONFIG_FILE, dump_config(config))
+        run = {"run_id": uuid.uuid4().hex[:12], "data": data_keys, "batch": batch}
+        _write_whole(folder / CONFIG_FILE, dump_config(config.model_copy(update={"resume": False, "overwrite": False})))
         _write_whole(run_file, json.dumps(run))
+    for leftover in _leftovers(folder):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     (folder / "checkpoints").mkdir(exist_ok=True)
     return run
 
 
+def _remove_run(folder: Path) -> None:
+    """Removes what a run wrote; in checkpoints/ other things stay."""
+    for path in [path for kind in ("checkpoint", "best") for _, path in numbered(folder, kind)]:
+        remove(path)
+    (folder / "checkpoints" / BUDGET_FILE).unlink(missing_ok=True)
+    for path in (folder / name for name in OURS if name != "checkpoints"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def _leftovers(folder: Path) -> list[Path]:
     """Half-written folders of a killed run."""
-    return [
-        path for place in (folder, folder / "checkpoints") for path in [*place.glob(".tmp-*"), *place.glob(".old-*")]
-    ]
+    places = (folder, folder / "checkpoints")
+    return [path for place in places for path in place.glob(".*") if LEFTOVER.fullmatch(path.name)]
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -114,9 +156,10 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
-    """(step, path) of the `kind`_N folders, oldest first."""
+    """(step, path) of the `kind`_N folders that a run wrote, oldest first."""
+    mark = STATE_FILE if kind == "checkpoint" else CONTRACT_FILE
     found = [(re.fullmatch(rf"{kind}_(\d+)", path.name), path) for path in (folder / "checkpoints").glob(f"{kind}_*")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    return sorted((int(match[1]), path) for match, path in found if match and (path / mark).is_file())
 
 
 def write_checkpoint(
@@ -139,7 +182,8 @@ def write_checkpoint(
         save_file(optimizer, aside / OPTIMIZER_FILE)
         files = {str(path.relative_to(aside)): _measure(path) for path in sorted(aside.rglob("*")) if path.is_file()}
         (aside / STATE_FILE).write_text(json.dumps({**state, "files": files}))
-    for _, old in numbered(folder, "checkpoint")[:-keep]:
+    # Later ones are damaged leftovers of an earlier attempt: they do not count.
+    for _, old in [entry for entry in numbered(folder, "checkpoint") if entry[0] <= state["step"]][:-keep]:
         remove(old)
 
 
@@ -172,7 +216,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, d
             damaged = [name for name, size in state["files"].items() if _measure(path / name) != size]
             if damaged or state["step"] != step:
                 raise ValueError(f"{', '.join(damaged) or STATE_FILE} changed since it was written")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{path}: is no whole checkpoint of a rankery run ({error}); delete it or restore it")
             continue
         for problem in problems:

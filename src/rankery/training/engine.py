@@ -35,11 +35,18 @@ class Engine:
         self.is_main: bool = accelerator.is_main_process
 
     @classmethod
-    def start(cls, precision: str, layer_class: Callable[[], str]) -> Engine:
+    def start(
+        cls,
+        precision: str,
+        layer_class: Callable[[], str],
+        gradient_accumulation_steps: int = 1,
+        max_grad_norm: float = 0.0,
+    ) -> Engine:
         """Joins the processes that the launcher started.
 
         Args:
             precision: no, bf16 or fp16.
+            gradient_accumulation_steps: of the configuration; like precision and max_grad_norm, compared with the launch file's.
             layer_class: gives the name of the model's layer class, which FSDP2 wraps.
 
         Raises:
@@ -47,11 +54,11 @@ class Engine:
         """
         sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
         asked = int(os.environ.get("WORLD_SIZE", "1"))
-        has_accelerator = torch.accelerator.is_available()
-        problems = _launch_problems(precision, sharded, has_accelerator)
+        devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        problems = _launch_problems(precision, sharded, devices, gradient_accumulation_steps, max_grad_norm)
         if problems:
             raise InputError(problems)
-        if not has_accelerator and sharded:
+        if not devices and sharded:
             _shard_on_cpu()
         from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState
@@ -59,7 +66,7 @@ class Engine:
         plugin = _fsdp_plugin(precision, layer_class()) if sharded else None
         # Tokenising on the main process may take long: the others wait for it.
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-        on_cpu = not has_accelerator and not sharded
+        on_cpu = not devices and not sharded
         # Another library's accelerator in this process may have another precision; ours is decided here.
         AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, fsdp_plugin=plugin, kwargs_handlers=[patience])
@@ -143,6 +150,7 @@ class Engine:
         if self.processes > 1:
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
+            outcome[1].shared = True
             raise outcome[1]
         return outcome[0]
 
@@ -188,10 +196,11 @@ class Engine:
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
 
-    def stop(self) -> None:
-        """Leaves the process group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+
+def leave() -> None:
+    """Leaves the process group, at the end of a program."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _sum_in_place(tensors: list[torch.Tensor]) -> None:
@@ -201,21 +210,32 @@ def _sum_in_place(tensors: list[torch.Tensor]) -> None:
         tensor.copy_(summed.view_as(tensor))
 
 
-def _launch_problems(precision: str, sharded: bool, has_accelerator: bool) -> list[str]:
-    """What the launcher's environment and the configuration disagree on."""
+def _launch_problems(
+    precision: str, sharded: bool, devices: int, gradient_accumulation_steps: int, max_grad_norm: float
+) -> list[str]:
+    """What the launcher's environment, the configuration and this machine's accelerators disagree on."""
     problems = []
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < devices < local:
+        problems.append(
+            f"the launcher starts {local} processes on this machine, which has {devices} accelerators; expected one for each: "
+            "set num_processes in the launch file, or CUDA_VISIBLE_DEVICES"
+        )
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", precision):
         problems.append(
             f"mixed_precision is {precision} in the configuration but {launched} in the launch file; expected one of them: "
             "leave it out of the launch file"
         )
-    for name in ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_GRADIENT_CLIPPING"):
-        value = os.environ.get(name, "1")
-        if value not in ("1", "none", "auto"):
-            key = name.removeprefix("ACCELERATE_").lower()
+    for name, key, configured in (
+        ("GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", gradient_accumulation_steps),
+        ("GRADIENT_CLIPPING", "max_grad_norm", max_grad_norm),
+    ):
+        value = os.environ.get(f"ACCELERATE_{name}", "1")  # 1 is what accelerate says when the file says nothing
+        if value not in ("1", "none", "auto") and float(value) != configured:
             problems.append(
-                f"{key} is {value} in the launch file; expected it in the training configuration: leave it out there"
+                f"{key} is {configured:g} in the configuration but {value} ({name.lower()}) in the launch file; expected one of "
+                "them: leave it out of the launch file"
             )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         problems.append(
@@ -225,12 +245,12 @@ def _launch_problems(precision: str, sharded: bool, has_accelerator: bool) -> li
         problems.append(
             "the launch file asks for FSDP version 1; expected fsdp_version: 2, as in config/default_fsdp.yaml"
         )
-    if sharded and not has_accelerator and os.environ.get("RANKERY_CPU_ENGINES") != "1":
+    if sharded and not devices and os.environ.get("RANKERY_CPU_ENGINES") != "1":
         problems.append(
             "the launch file asks for FSDP, but there is no accelerator; use config/ddp.yaml on CPUs "
             "(RANKERY_CPU_ENGINES=1 shards on CPUs for tests)"
         )
-    if precision == "fp16" and not has_accelerator:
+    if precision == "fp16" and not devices:
         problems.append(
             "mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no"
         )

@@ -9,7 +9,6 @@ Rejected: carrying generator states in checkpoints, which ties masks to the numb
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from rankery.data.collate import Batch, StepBatches
 from rankery.errors import InputError
 from rankery.models.budget import pad_multiple
 from rankery.models.card import model_card
+from rankery.models.contract import replace as replace_folder
 from rankery.models.contract import write_model_directory
 from rankery.models.reranker import forward
 from rankery.training import checkpoint
@@ -88,7 +88,7 @@ def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, floa
         run.optimizer.zero_grad(set_to_none=True)
         losses, out_of_memory = _backward(run, number, batches, count)
         failed = sum(1 for loss, _ in losses if not torch.isfinite(loss))
-        total = float(sum(loss.double() for loss, _ in losses)) if not failed else 0.0
+        total = float(sum(loss.cpu().double() for loss, _ in losses)) if not failed else 0.0
         total, failed_anywhere, memory_anywhere = engine.sum(
             torch.tensor([total, float(failed), float(out_of_memory)], dtype=torch.float64)
         ).tolist()
@@ -143,16 +143,19 @@ def _halve_budget(run: Run, number: int) -> list[Batch]:
     run.optimizer.zero_grad(set_to_none=True)
     if run.engine.device.type == "cuda":
         torch.cuda.empty_cache()
-    run.say(f"out of memory: the step is repeated with token_budget {run.plan.budget} (the result is the same)")
+    run.say(
+        f"out of memory: the step is repeated with token_budget {run.plan.budget} (the result is the same, to rounding)"
+    )
     return _batches(run)[number]
 
 
 def _stop_all(run: Run) -> None:
     """Sharded engines cannot repeat a step: the others wait inside a collective call. The launcher stops them."""
     budget = run.plan.budget // 2
+    checkpoint.lower_token_budget(run.folder, budget)
     print(
         f"error: process {run.engine.process} ran out of memory at token_budget {run.plan.budget}; start again with "
-        f"resume=true token_budget={budget}",
+        f"resume=true, which goes on with token_budget {budget}",
         file=sys.stderr,
         flush=True,
     )
@@ -213,7 +216,7 @@ def _log(run: Run, state: dict[str, Any], tracker: Tracker | None, norm: float, 
 def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     assert run.val_data is not None
     config = run.config
-    metrics = evaluate(run.engine, run.model, run.val_data, run.loss, run.plan.budget, config.recall_at, config.seed)
+    metrics = evaluate(run.engine, run.model, run.val_data, run.loss, run.plan.budget, config)
     state["metrics"] = metrics
     run.say(f"step {state['step']}: validation " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     if tracker is not None:
@@ -221,8 +224,6 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     name = _best_metric(run)
     if name is None or state["step"] == 0:
         return
-    if name not in metrics:
-        raise InputError(f"best_metric is {name}; expected one of {', '.join(metrics)}")
     value = -metrics[name] if name == "loss" else metrics[name]
     if state["best"] is None or value > state["best"]:
         state.update(best=value, best_step=state["step"], worse_evaluations=0)
@@ -271,13 +272,7 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
     best = run.folder / "checkpoints" / f"best_{state['best_step']}"
     has_best = run.engine.on_main(best.is_dir)
     if has_best:
-
-        def publish() -> None:
-            if target.exists():
-                shutil.rmtree(target)
-            best.rename(target)
-
-        run.engine.on_main(publish)
+        run.engine.on_main(lambda: replace_folder(best, target))
     elif not run.engine.on_main(target.is_dir):
         if state["best_step"]:
             run.say(f"note: {best} is gone; the last model is saved instead")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -34,22 +35,30 @@ def build_optimizer(model: nn.Module, config: TrainConfig, fused: bool) -> torch
     Raises:
         InputError: a pattern of lr_groups that finds no parameter.
     """
+    if problems := unused_groups(model, config.lr_groups):
+        raise InputError(problems)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    unused = set(config.lr_groups)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         found = [pattern for pattern in config.lr_groups if re.search(pattern, name)]
-        unused -= set(found)
         lr = config.lr_groups[found[-1]] if found else config.lr
         decay = config.weight_decay if parameter.dim() > 1 else 0.0  # biases and norm weights have one dimension
         groups.setdefault((lr, decay), []).append(parameter)
-    if unused:
-        raise InputError([f"lr_groups: {pattern!r} finds no parameter; names look like {name}" for pattern in unused])
     settings = [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": d} for (lr, d), p in groups.items()]
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.lr)
     return torch.optim.AdamW(settings, lr=config.lr, fused=fused)
+
+
+def unused_groups(model: nn.Module, lr_groups: Mapping[str, float]) -> list[str]:
+    """A problem for each pattern of lr_groups that finds no parameter."""
+    names = [name for name, _ in model.named_parameters()]
+    return [
+        f"lr_groups: {pattern!r} finds no parameter; names look like {names[-1]}"
+        for pattern in lr_groups
+        if not any(re.search(pattern, name) for name in names)
+    ]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -26,7 +26,7 @@ from rankery.models.budget import default_token_budget, keep_large_blocks, set_a
 from rankery.models.cross_encoder import CrossEncoder
 from rankery.training import checkpoint
 from rankery.training.engine import DTYPES, Engine
-from rankery.training.optim import build_optimizer
+from rankery.training.optim import build_optimizer, unused_groups
 from rankery.training.tracking import check_tracker
 
 
@@ -73,18 +73,25 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any
     from rankery.training.loop import fit
 
     source = config.model_dump() if isinstance(config, TrainConfig) else config
-    parsed = load_config(source, overrides)
+    try:
+        parsed = load_config(source, overrides)
+    except InputError as error:
+        error.shared = True
+        raise
     keep_large_blocks()
-    engine = Engine.start(parsed.mixed_precision, lambda: layer_class(parsed))
+    engine = Engine.start(
+        parsed.mixed_precision,
+        lambda: layer_class(parsed),
+        parsed.gradient_accumulation_steps,
+        parsed.max_grad_norm,
+    )
     return fit(build(parsed, engine))
 
 
 def build(config: TrainConfig, engine: Engine) -> Run:
     """Checks everything, tokenises, loads the model, claims the output folder."""
     labels = LabelRange(config.min_label, config.max_label)
-    files = {"train": expand_paths(config.train_dataset)}
-    if config.val_dataset:
-        files["val"] = expand_paths(config.val_dataset)
+    files = engine.on_main(lambda: _find_files(config))
     engine.on_main(lambda: checkpoint.check_output_dir(config))
     found = None
     if config.resume and (Path(config.output_dir) / checkpoint.RUN_FILE).is_file():
@@ -94,14 +101,16 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: _prepare_data(config, files, reranker, labels, cache))
     data = {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
-    budget = config.token_budget or start.get("token_budget")
+    _check_labels_and_groups(config, data, reranker.model)
+    batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
+    budget = engine.on_main(lambda: checkpoint.token_budget(config, start))
     budget = budget or default_token_budget(reranker.model.config, engine.device, training=True)
     resolved = config.model_copy(update={"token_budget": budget})
-    run_info = engine.on_main(lambda: checkpoint.claim(resolved, list(keys.values())))
+    run_info = engine.on_main(lambda: checkpoint.claim(resolved, list(keys.values()), batch))
     reranker.labels = (config.min_label, config.max_label)
     set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:
-        reranker.model.gradient_checkpointing_enable({"use_reentrant": False})
+        reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = engine.prepare_model(reranker.model)
     reranker.model = model
     optimizer = build_optimizer(model, config, fused=not engine.sharded)
@@ -111,13 +120,27 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         if start["scaler"]:
             scaler.load_state_dict(start["scaler"])
     lengths = data["train"].lengths
-    batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
     plan = Plan(np.ones(len(lengths), dtype=np.int64), lengths, config.seed, batch, engine.processes, budget)
     summary = "\n".join(_describe_encoded(name, encoded) for name, encoded in data.items())
     return Run(
         resolved, engine, reranker, model, optimizer, scaler, LOSSES[config.loss_type], data["train"], data.get("val"),
         plan, Path(config.output_dir), run_info["run_id"], start, summary,
     )  # fmt: skip
+
+
+def _find_files(config: TrainConfig) -> dict[str, list[Path]]:
+    """The data files by split; all that is missing in one error."""
+    files: dict[str, list[Path]] = {}
+    problems = [problem for problem in [check_tracker(config.log_with)] if problem]
+    for name, spec in (("train", config.train_dataset), ("val", config.val_dataset)):
+        try:
+            if spec is not None:
+                files[name] = expand_paths(spec)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return files
 
 
 def _load_model(config: TrainConfig, path: str | Path) -> CrossEncoder:
@@ -161,15 +184,13 @@ def _prepare_data(
 ) -> dict[str, str]:
     """Checks all files that are not in the cache, then tokenises them; returns the names of the cache folders."""
     keys = {name: cache_key(paths, reranker.tokenizer, reranker.template, labels) for name, paths in files.items()}
-    problems = [problem for problem in [check_tracker(config.log_with)] if problem]
+    problems: list[str] = []
     summaries: dict[str, DataSummary] = {}
     for name, paths in files.items():
         if is_cached(cache / keys[name]):
             continue
         try:
             summaries[name] = check_records(paths, labels)
-            if config.num_labels > 1:
-                problems += _class_problems(summaries[name], paths)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -180,10 +201,33 @@ def _prepare_data(
     return keys
 
 
-def _class_problems(summary: DataSummary, paths: list[Path]) -> list[str]:
-    odd = [label for label in summary.labels if label != int(label)]
-    names = ", ".join(map(str, paths))
-    return [f"{names}: label {odd[0]:g} is no integer; expected integer labels with num_labels above 1"] if odd else []
+def _check_labels_and_groups(config: TrainConfig, data: dict[str, EncodedPairs], model: Any) -> None:
+    """What only data and model can tell of a configuration; still before anything is written.
+
+    Raises:
+        InputError: labels that are no classes, a best_metric that the data cannot have, lr_groups that find nothing.
+    """
+    problems = unused_groups(model, config.lr_groups)
+    for encoded in data.values():
+        values = np.asarray(encoded.arrays["label"])
+        odd = np.flatnonzero(values != np.rint(values))
+        if config.num_labels > 1 and len(odd):
+            problems.append(
+                f"{encoded.where(int(odd[0]))}: label {values[odd[0]]:g} is no integer; expected integer labels with "
+                "num_labels above 1"
+            )
+    if "val" in data and config.best_metric not in (None, "auto", "loss", "nDCG@10"):
+        labels = np.asarray(data["val"].arrays["label"])
+        is_soft = bool((labels != np.rint(labels)).any())
+        if is_soft and config.best_metric != "Kendall" and config.relevant_above is None:
+            problems.append(
+                f"best_metric is {config.best_metric}, but val_dataset holds soft scores, which have no relevant documents; "
+                "expected nDCG@10, Kendall or loss, or relevant_above set"
+            )
+        if not is_soft and config.best_metric == "Kendall":
+            problems.append("best_metric is Kendall, which is measured on soft scores; val_dataset holds grades")
+    if problems:
+        raise InputError(problems)
 
 
 def _progress(what: str, summary: DataSummary) -> Callable[[Iterator[Any]], Iterator[Any]]:

@@ -33,7 +33,7 @@ class Tracker:
         if log_with == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
         elif log_with == "wandb":
             import wandb
 
@@ -67,22 +67,23 @@ class Progress:
 
     def __init__(self, run: Run, first: int):
         self.run, self.step, self.pairs, self.begun = run, first, 0, time.perf_counter()
-        self.loss = 0.0
+        self.loss, self.summed = 0.0, 0  # since the last epoch's line
         self.bar = tqdm(
             total=run.steps, initial=first, unit="step", disable=not (run.engine.is_main and sys.stderr.isatty())
         )
 
     def update(self, loss: float, pairs: int) -> None:
-        self.step, self.pairs, self.loss = self.step + 1, self.pairs + pairs, self.loss + loss
+        self.step, self.pairs = self.step + 1, self.pairs + pairs
+        self.loss, self.summed = self.loss + loss, self.summed + 1
         self.bar.update(1)
         lr = self.run.optimizer.param_groups[0]["lr"]
         self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s", refresh=False)
         per_epoch = self.run.plan.steps_per_epoch
         if self.step % per_epoch == 0:
             if self.bar.disable:
-                mean = self.loss / per_epoch
+                mean = self.loss / self.summed
                 self.run.say(f"epoch {self.step // per_epoch}: loss {mean:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s")
-            self.loss = 0.0
+            self.loss, self.summed = 0.0, 0
 
     def rate(self) -> float:
         """Pairs a second since the start."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankery.config import TrainConfig
 from rankery.data.collate import collate
 from rankery.data.encoding import EncodedPairs
 from rankery.data.plan import deal
@@ -32,14 +33,14 @@ def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: in
         with engine.autocast():
             out = forward(model, batch.input_ids, batch.attention_mask, batch.token_type_ids)
         if batch.weight:
-            logits[torch.from_numpy(micro_batch.examples)] = out.double().cpu().reshape(-1, labels)
+            logits[torch.from_numpy(micro_batch.examples)] = out.cpu().double().reshape(-1, labels)
     logits = engine.sum(logits).cpu().float()
     model.train()
     return logits.squeeze(1) if labels == 1 else logits
 
 
 def evaluate(
-    engine: Engine, model: Any, data: EncodedPairs, loss: Loss, budget: int, recall_at: list[int], seed: int
+    engine: Engine, model: Any, data: EncodedPairs, loss: Loss, budget: int, config: TrainConfig
 ) -> dict[str, float]:
     """Metrics by name, with "loss"; equal on all processes."""
     logits = validation_logits(engine, model, data, budget)
@@ -54,7 +55,14 @@ def evaluate(
         pairs = EvaluationPairs(
             query=np.asarray(arrays["pair_query"]), label=np.asarray(arrays["label"]), key=np.asarray(arrays["key"])
         )
-        metrics = ranking_metrics(pairs, scores, min_label=data.labels.min_label, recall_at=recall_at, seed=seed)
+        metrics = ranking_metrics(
+            pairs,
+            scores,
+            min_label=config.min_label,
+            recall_at=config.recall_at,
+            seed=config.seed,
+            relevant_above=config.relevant_above,
+        )
         return {"loss": float(total) / count, **metrics}
 
     return engine.on_main(measure)
