@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankery import CrossEncoder, InputError
+from rankery.models.budget import keep_large_blocks
+from rankery.models.reranker import expected_grade
 
 PAIRS = [(words(i, 1 + i % 5), words(i + 3, 1 + 3 * i % 40)) for i in range(30)]
 
@@ -187,7 +189,7 @@ def test_saving_never_overwrites_something_else(saved: Path, tmp_path: Path) -> 
     reranker = CrossEncoder.from_pretrained(saved)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(InputError, match="was not written by rankery"):
+    with pytest.raises(InputError, match=r"holds notes\.txt, not written by rankery"):
         reranker.save_pretrained(tmp_path / "mine")
     reranker.save_pretrained(tmp_path / "own")
     reranker.save_pretrained(tmp_path / "own")
@@ -208,3 +210,53 @@ def test_importing_and_helping_stay_light() -> None:
     )
     assert done.stdout.strip() == "[]", done.stderr
     assert sys.version_info >= (3, 10)
+
+
+def test_expected_grade() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 50.0]])
+    assert expected_grade(logits).tolist() == pytest.approx([0.5, 1.0])
+
+
+def test_allocator_is_left_alone_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANKERY_KEEP_BLOCKS", "0")
+    assert not keep_large_blocks()
+
+
+def test_a_damaged_model_is_found_also_with_another_length_or_dtype(saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path)
+    state = load_file(folder / "model.safetensors")
+    head = next(name for name in state if name.startswith("classifier") and state[name].dim() == 2)
+    save_file({**state, head: -state[head]}, folder / "model.safetensors", metadata={"format": "pt"})
+    for changes in ({}, {"max_len": 47}, {"max_len": 100}, {"dtype": "float64"}):
+        with pytest.raises(InputError, match="does not score as it was saved"):
+            CrossEncoder.from_pretrained(folder, **changes)
+        assert CrossEncoder.from_pretrained(saved, **changes)
+
+
+def test_foreign_files_in_a_model_folder(saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path)
+    reranker = CrossEncoder.from_pretrained(folder)
+    reranker.save_pretrained(folder)  # over itself: nothing in it is anybody else's
+    (folder / "my_eval.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds my_eval\.json, not written by rankery"):
+        reranker.save_pretrained(folder)
+
+
+def test_code_that_came_with_a_checkpoint(bert: Path, tmp_path: Path) -> None:
+    """Loaded only when allowed; what is saved from it keeps the code and its scores."""
+    folder = tmp_path / "remote"
+    shutil.copytree(bert, folder)
+    (folder / "my_model.py").write_text(
+        "from transformers import BertConfig, BertForSequenceClassification\n"
+        "class MyConfig(BertConfig):\n    model_type = 'my_bert'\n"
+        "class MyModel(BertForSequenceClassification):\n    config_class = MyConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "my_model.MyConfig", "AutoModelForSequenceClassification": "my_model.MyModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "my_bert", "auto_map": names}))
+    with pytest.raises(InputError, match="could not be loaded"):
+        CrossEncoder.from_pretrained(folder, 1)
+    reranker = CrossEncoder.from_pretrained(folder, 1, trust_remote_code=True, seed=0)
+    reranker.save_pretrained(tmp_path / "again")
+    again = CrossEncoder.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    torch.testing.assert_close(again.compute_score(PAIRS), reranker.compute_score(PAIRS))

@@ -38,7 +38,9 @@ def norms(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_two_processes_learn_what_one_learns(config: dict, tmp_path: Path, engine: str) -> None:
     """The same examples a step, gradients before clipping, weights after plain SGD, and metrics."""
-    exact = {**config, **EXACT, "best_metric": ""}
+    # 33 pairs: the last step is one example on two processes.
+    odd = str(make_data(tmp_path / "odd.jsonl", 11, 3))
+    exact = {**config, **EXACT, "train_dataset": odd, "best_metric": ""}
     one = train(exact, output_dir=str(tmp_path / "one"), best_metric=None).parent
     two = tmp_path / "two"
     file = "config/ddp.yaml" if engine == "ddp" else "config/default_fsdp.yaml"
@@ -140,6 +142,34 @@ def test_out_of_memory_on_one_process_is_repeated_by_both(config: dict, tmp_path
     torch.testing.assert_close(norms(calm), norms(short), rtol=1e-4, atol=1e-6)
 
 
+def test_out_of_memory_when_sharded_stops_all_and_resumes(config: dict, tmp_path: Path) -> None:
+    """Sharded processes cannot repeat a step: all stop, and the next start goes on with the budget that was named."""
+    script = tmp_path / "inject.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "from rankery.training import loop\n"
+        "original, calls = loop.forward, [0]\n"
+        "def limited(*arguments):\n"
+        "    calls[0] += 1\n"
+        "    if os.environ['RANK'] == '1' and calls[0] > 4:\n"
+        "        raise torch.OutOfMemoryError('injected')\n"
+        "    return original(*arguments)\n"
+        "if os.environ.get('INJECT'):\n"
+        "    loop.forward = limited\n"
+        "from rankery.cli import main\n"
+        "sys.exit(main(['train', *sys.argv[1:]]))\n"
+    )
+    words = [*arguments({**config, "val_dataset": "", "save_steps": 1, "token_budget": 128})]
+    environment = {"RANKERY_CPU_ENGINES": "1"}
+    done = launch_script(str(script), "config/default_fsdp.yaml", *words, **environment, INJECT="1")
+    assert done.returncode != 0
+    assert "process 1 ran out of memory at token_budget 128" in done.stderr
+    assert "resume=true, which goes on with token_budget 64" in done.stderr
+    done = launch_script(str(script), "config/default_fsdp.yaml", *words, "resume=true", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "micro-batches of 64 tokens" in done.stdout
+
+
 def test_launches_that_contradict(config: dict, tmp_path: Path) -> None:
     done = launch("config/default_fsdp.yaml", *arguments(config))
     assert done.returncode != 0
@@ -169,6 +199,22 @@ def test_fewer_accelerators_than_processes(monkeypatch: pytest.MonkeyPatch) -> N
     assert "starts 4 processes on this machine, which has 2 accelerators" in problem
     assert _launch_problems("no", False, 4, 1, 1.0) == []
     assert _launch_problems("no", False, 0, 1, 1.0) == []
+
+
+def test_launch_files_that_decide_what_the_configuration_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value, message in (
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps is 2 in the configuration but 4"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "max_grad_norm is 1 in the configuration but 0.5"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision is bf16 in the configuration but fp16"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "asks for DeepSpeed"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            (problem,) = _launch_problems("bf16", False, 1, 2, 1.0)
+            assert message in problem
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    (problem,) = _launch_problems("bf16", True, 1, 2, 1.0)
+    assert "asks for FSDP version 1" in problem
 
 
 def test_bad_data_stops_all_processes(config: dict, tmp_path: Path) -> None:

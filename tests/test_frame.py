@@ -27,7 +27,14 @@ FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")  # of this repository
 PAGES = [
     ROOT / name
-    for name in ("README.md", "README_zh.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/specification.md")
+    for name in (
+        "README.md",
+        "README_zh.md",
+        "CONTRIBUTING.md",
+        "docs/benchmarks.md",
+        "docs/decisions.md",
+        "docs/specification.md",
+    )
 ]
 
 
@@ -225,6 +232,7 @@ def test_readme_launch_command_runs(workplace: Path) -> None:
     run_block(f"{text}wait $!", workplace, RANKERY_CPU_ENGINES="1")
     log = (workplace / "logs/training_bert.log").read_text(encoding="utf-8")
     assert "engine fsdp2, 2 processes" in log
+    assert "the launch file wraps XLMRobertaLayer; this model is made of BertLayer, which is wrapped instead" in log
     assert (workplace / "output/two_gpus/model/rankery.json").is_file(), log
 
 

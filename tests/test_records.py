@@ -68,6 +68,9 @@ def test_gzip_byte_order_mark_blank_lines_and_globs(tmp_path: Path) -> None:
         ('{"query": "q", "content": "a"}', '"label" is missing; expected a finite number'),
         ('{"query": "q", "hits": [1]}', '"hits" is a list; expected a list of'),
         ('{"query": "q", "pos": []}', "has no documents"),
+        ('{"query": "q", "content": "a", "label": 1' + "0" * 400 + "}", "is larger than"),
+        ('{"query": "q", "content": "a", "label": 1' + "0" * 5000 + "}", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_messages(tmp_path: Path, line: str, message: str) -> None:
@@ -89,6 +92,23 @@ def test_all_problems_of_all_files_at_once(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 5
     with pytest.raises(InputError, match=r"nowhere.jsonl: does not exist"):
         expand_paths(["nowhere.jsonl", str(first)])
+
+
+def test_empty_and_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"empty\.jsonl: is empty; expected one JSON object a line"):
+        check_records([tmp_path / "empty.jsonl"])
+    data = bytearray(gzip.compress(b'{"query": "q", "pos": ["a"]}\n' * 1000))
+    for name, content in (("cut", data[:40]), ("flipped", data[:20] + bytes([data[20] ^ 255]) + data[21:])):
+        file = tmp_path / f"{name}.jsonl.gz"
+        file.write_bytes(bytes(content))
+        with pytest.raises(InputError, match="cannot be read"):
+            check_records([file])
+
+
+def test_names_that_look_like_patterns(tmp_path: Path) -> None:
+    (tmp_path / "d[1].jsonl").write_text("{}")
+    assert expand_paths(str(tmp_path / "d[1].jsonl")) == [tmp_path / "d[1].jsonl"]
 
 
 def test_no_positive_anywhere(tmp_path: Path) -> None:

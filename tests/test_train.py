@@ -274,6 +274,13 @@ def test_nothing_is_written_before_everything_is_valid(config: dict, tmp_path: P
         ({"query_format": "q"}, "query_format is 'q'"),
         ({"train_dataset": "nowhere.jsonl"}, "nowhere.jsonl: does not exist"),
         ({"lr_groups": {"clasifier": 1.0}}, "'clasifier' finds no parameter"),
+        ({"lr_groups": {"classifier": -1.0}}, "lr_groups is -1.0; Input should be greater than 0"),
+        ({"best_metric": "ndcg"}, "best_metric is 'ndcg'; expected auto, or one of"),
+        ({"best_metric": "Kendall"}, "measured on soft scores"),
+        ({"recall_at": [0]}, "recall_at is 0; Input should be greater than 0"),
+        ({"patience": 2, "val_dataset": None}, "without val_dataset and best_metric nothing is compared"),
+        ({"epochs": True}, "epochs is True; Input should be a valid integer"),
+        ({"train_dataset": []}, "no data file is named"),
     ],
 )
 def test_bad_values(config: dict, change: dict, message: str) -> None:
@@ -281,6 +288,159 @@ def test_bad_values(config: dict, change: dict, message: str) -> None:
         pytest.skip("this machine has an accelerator, which computes fp16")
     with pytest.raises(InputError, match=message):
         train({**config, **change})
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_missing_files_are_reported_together(config: dict) -> None:
+    with pytest.raises(InputError) as caught:
+        train(config, train_dataset="nowhere.jsonl", val_dataset="nor/here.jsonl")
+    assert len(caught.value.problems) == 2
+
+
+def test_output_folder_below_a_file(config: dict, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for key in ("output_dir", "dataset_cache_dir"):
+        with pytest.raises(InputError, match=rf"{key} is .*, but .*file is a file"):
+            train({**config, key: str(tmp_path / "file" / "below")})
+
+
+def test_base_model_without_its_tokenizer(config: dict, bert: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(bert, bare, ignore=shutil.ignore_patterns("token*"))
+    with pytest.raises(InputError, match=r"its tokenizer has \d+ tokens, the model \d+: tokenizer.json is missing"):
+        train(config, model_name_or_path=str(bare))
+
+
+def test_classes_need_integers_also_from_the_cache(config: dict, tmp_path: Path) -> None:
+    data = str(write_rows(tmp_path / "d.jsonl", [{"query": "sun", "pos": ["sun", "sea"], "pos_scores": [2, 1.5]}]))
+    common = {"train_dataset": data, "val_dataset": None, "max_label": 2, "epochs": 1}
+    train(config, **common)
+    with pytest.raises(InputError, match=r"d.jsonl:1: label 1.5 is no integer"):
+        train(config, **common, num_labels=3, output_dir=str(tmp_path / "b"))
+
+
+def test_nothing_that_the_run_did_not_write_is_deleted(config: dict) -> None:
+    folder = train(config, epochs=4).parent
+    mine = [folder / name for name in (".tmp-mine", "checkpoints/backup", "checkpoints/checkpoint_1")]
+    for path in mine:
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    train(config, epochs=4, resume=True)
+    train(config, epochs=4, overwrite=True)
+    assert all((path / "notes.txt").read_text() == "mine" for path in mine)
+    (folder / "model" / "notes.txt").write_text("mine")
+    for changes in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(InputError, match=r"model holds notes.txt, which rankery did not write"):
+            train(config, epochs=4, **changes)
+
+
+def test_resumption_keeps_the_pairs_of_a_step(config: dict) -> None:
+    folder = train(config).parent
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint_12")
+    with pytest.raises(InputError, match=r"a step of .* has 8 pairs .* this launch makes it 4"):
+        train(config, resume=True, batch_size=4)
+    train(config, resume=True, batch_size=4, gradient_accumulation_steps=2)
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()].count(12) == 2
+
+
+def test_new_checkpoints_outlive_later_damaged_ones(config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**config, "save_steps": 2, "num_max_checkpoints": 9}
+    folder = train(settings).parent
+    for step in (6, 8, 10, 12):
+        (folder / "checkpoints" / f"checkpoint_{step}" / "state.json").write_text("{}")
+    train(settings, resume=True, num_max_checkpoints=1, save_steps=1, epochs=2)
+    assert (folder / "checkpoints" / "checkpoint_12" / "optimizer.safetensors").is_file()
+    assert "files" in json.loads((folder / "checkpoints" / "checkpoint_12" / "state.json").read_text())
+
+
+def test_killed_before_the_folder_was_its_own(config: dict, tmp_path: Path) -> None:
+    folder = Path(config["output_dir"])
+    folder.mkdir()
+    (folder / "config.yaml").write_text("lr: 1\n")
+    (folder / ".tmp-run.json").write_text("{")
+    with pytest.raises(InputError, match="is not empty"):
+        train(config)
+    assert train(config, resume=True).is_dir()
+    assert not (folder / ".tmp-run.json").exists()
+
+
+def test_resumed_run_keeps_the_budget_that_it_came_down_to(config: dict, capsys: pytest.CaptureFixture) -> None:
+    folder = train(config, token_budget=400).parent
+    state = folder / "checkpoints" / "checkpoint_6" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "token_budget": 100}))
+    shutil.rmtree(folder / "checkpoints" / "checkpoint_12")
+    for changes, budget in (({}, 100), ({"token_budget": 400}, 100), ({"token_budget": 200}, 200)):
+        copy = folder.with_name(f"copy{budget}{len(changes)}")
+        shutil.copytree(folder, copy)
+        train(config, resume=True, output_dir=str(copy), **changes)
+        assert f"micro-batches of {budget} tokens" in capsys.readouterr().out
+
+
+def test_killed_within_a_save(config: dict, tmp_path: Path) -> None:
+    """SIGKILL after a checkpoint's files are written and before they have their name."""
+    settings = {**config, "save_steps": 3, "best_metric": ""}
+    whole = train(settings, output_dir=str(tmp_path / "whole")).parent
+    cut = tmp_path / "cut"
+    words = [f"{key}={value}" for key, value in {**settings, "output_dir": cut}.items()]
+    code = (
+        "import os, signal, sys\n"
+        "from rankery.models import contract\n"
+        "original = contract.sync\n"
+        "def sync(folder):\n"
+        "    if folder.name.startswith('.tmp-checkpoint_6'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    original(folder)\n"
+        "contract.sync = sync\n"
+        "from rankery.cli import main\n"
+        "main(['train', *sys.argv[1:]])"
+    )
+    assert run_python(code, *words).returncode == -signal.SIGKILL
+    assert [path.name for path in (cut / "checkpoints").glob("checkpoint_*")] == ["checkpoint_3"]
+    assert list((cut / "checkpoints").glob(".tmp-checkpoint_6*"))
+    resume = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:], 'resume=true']))"
+    done = run_python(resume, *words)
+    assert done.returncode == 0, done.stderr
+    assert (whole / "metrics.jsonl").read_text() == (cut / "metrics.jsonl").read_text()
+    assert not list(cut.rglob(".tmp-*"))
+
+
+def test_what_is_said_at_the_start_and_after_an_epoch(
+    config: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [
+        {"query": "sun moon", "pos": ["sun " * 60], "neg": ["sea", "hill"]},
+        {"query": "sea", "pos": ["sea"], "neg": ["sun"]},
+    ]
+    train(config, train_dataset=str(write_rows(tmp_path / "d.jsonl", rows)), val_dataset=None, epochs=1)
+    said = capsys.readouterr().out
+    assert "train: 2 queries, 5 pairs, 2-3 documents a query (mean 2.5)\n  labels 0: 3, 1: 2\n" in said
+    assert "cut to max_len 48: 20.0% of documents, 1 of 2 positives lose text; 0.0% of queries" in said
+    assert "engine single, 1 process, device cpu, precision no" in said
+    assert "1 step (1 epoch of 1), 8 pairs" in said
+    assert "of computed tokens are padding" in said
+    assert said.count("epoch 1: loss") == 1
+
+
+def test_gradient_checkpointing_changes_nothing(config: dict, tmp_path: Path) -> None:
+    exact = {**config, "optimizer": "sgd", "lr": 0.05, "hidden_dropout": 0.0, "attention_dropout": 0.0, "epochs": 1}
+    a, b = (
+        weights(train(exact, gradient_checkpointing=on, output_dir=str(tmp_path / str(on)))) for on in (False, True)
+    )
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_evaluating_and_saving_at_steps(config: dict) -> None:
+    settings = {"eval_steps": 5, "save_steps": 4, "save_on_epoch_end": False, "num_max_checkpoints": 3}
+    folder = train(config, **settings).parent
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "val/loss" in row] == [0, 5, 10, 12]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "checkpoint_12",
+        "checkpoint_4",
+        "checkpoint_8",
+    ]
 
 
 def test_full_disk_while_saving_keeps_the_last_checkpoint(config: dict, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
 
 
-def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float], step: int) -> str:
-    """Markdown with the metadata block that model hubs read."""
+def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float], step: int, data: str) -> str:
+    """Markdown with the metadata block that model hubs read; `data` is the summary of the data sets."""
     rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items())
     table = (
         f"| metric on {config.val_dataset} | value |\n|---|---|\n{rows}" if metrics else "No validation data was given."
     )
     shown = (
+        "max_len",
         "loss_type",
         "epochs",
         "lr",
@@ -27,6 +28,13 @@ def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float
     )
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in shown)
     cls = type(reranker).__name__
+    template = reranker.template
+    plain = (template.query_format, template.document_format) == ("{}", "{}")
+    formatted = (
+        ""
+        if plain
+        else f" Give them the query as `{template.query_format}` and the document as `{template.document_format}`."
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-ranking
@@ -44,13 +52,18 @@ print(reranker.rerank("my query", ["one document", "another document"]))
 
 Trained for {step} steps on {config.train_dataset} (labels {config.min_label:g} to {config.max_label:g}).
 
+```
+{data}
+```
+
 {table}
 
 | setting | value |
 |---|---|
 {settings}
 
-Pairs are cut to {reranker.template.max_len} tokens: the document first, the query only where it would leave the document less
-than half of the room. transformers (AutoModelForSequenceClassification) and sentence-transformers (CrossEncoder) give
-the same logits for pairs within that length; they cut longer ones differently. `rankery.json` holds golden scores.
+Pairs are cut to {template.max_len} tokens: the document first, the query only where it would leave the document less than half
+of the room. transformers (AutoModelForSequenceClassification) and sentence-transformers (CrossEncoder) give the same
+logits for pairs within that length; of longer ones they cut the longer text first, whichever it is.{formatted}
+`rankery.json` holds golden scores.
 """

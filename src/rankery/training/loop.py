@@ -234,7 +234,7 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
 
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
     weights = run.engine.model_state(run.model)
-    card = model_card(run.config, run.reranker, state["metrics"], state["step"])
+    card = model_card(run.config, run.reranker, state["metrics"], state["step"], run.summary)
     run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
 
 
@@ -246,7 +246,7 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
         assert tracker is not None
         saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
         saved["scaler"] = run.scaler.state_dict()
-        card = model_card(run.config, run.reranker, state["metrics"], state["step"])
+        card = model_card(run.config, run.reranker, state["metrics"], state["step"], run.summary)
         checkpoint.write_checkpoint(
             run.folder, saved, optimizer,
             lambda folder: write_model_directory(folder, run.reranker, weights, card), run.config.num_max_checkpoints,

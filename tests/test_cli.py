@@ -1,0 +1,139 @@
+"""The command line: what evaluate, rerank and demo print and write, and what they say of bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import make_bert, run_python, write_rows
+
+from rankery import demo, demo_data, train
+from rankery.cli import main
+
+
+@pytest.fixture
+def model(config: dict, capsys: pytest.CaptureFixture) -> str:
+    folder = str(train(config, epochs=1))
+    capsys.readouterr()
+    return folder
+
+
+def test_evaluate_writes_what_other_tools_read(
+    config: dict, model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import ir_measures
+    from ir_measures import AP, RR, nDCG
+
+    out = tmp_path / "evaluation"
+    assert main(["evaluate", "--model", model, "--data", config["val_dataset"], "--output", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    qrels = ir_measures.read_trec_qrels(str(out / "qrels.trec"))
+    found = ir_measures.calc_aggregate(
+        [nDCG @ 10, RR @ 10, AP], qrels, ir_measures.read_trec_run(str(out / "run.trec"))
+    )
+    ours = [metrics[name] for name in ("nDCG@10", "MRR@10", "MAP")]
+    assert ours == pytest.approx([found[nDCG @ 10], found[RR @ 10], found[AP]], abs=1e-9)
+    table = capsys.readouterr().out
+    assert all(name in table for name in metrics)
+
+
+def test_evaluate_takes_the_models_own_label_range(config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Labels 1 to 3: 1 is not relevant, though it is above 0."""
+    rows = [{"query": f"sun {i}", "pos": ["sun sun", "sea", "hill"], "pos_scores": [3, 1, 1]} for i in range(6)]
+    data = str(write_rows(tmp_path / "graded.jsonl", rows))
+    folder = str(train(config, train_dataset=data, val_dataset=None, min_label=1, max_label=3, epochs=1))
+    for words, least in (([], 0), (["--relevant-above", "0.5"], 1)):
+        main(["evaluate", "--model", folder, "--data", data, "--output", str(tmp_path / "e"), *words])
+        recall = json.loads((tmp_path / "e" / "metrics.json").read_text())["MAP"]
+        assert (recall == 1) >= bool(least)
+    capsys.readouterr()
+
+
+def test_rerank_files(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = write_rows(tmp_path / "q.jsonl", [{"id": 7, "query": "sun", "documents": ["sea", "sun sun"]}])
+    target = tmp_path / "new" / "r.jsonl"
+    assert main(["rerank", "--model", model, "--input", str(source), "--output", str(target), "--normalize"]) == 0
+    (row,) = map(json.loads, target.read_text().splitlines())
+    scores = [entry["score"] for entry in row["ranking"]]
+    assert row["id"] == 7
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 < score < 1 for score in scores)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{}", "q.jsonl:1: expected"),
+        (b"x", "q.jsonl:1: is not JSON"),
+        (b"\xff", "q.jsonl:1: is not JSON"),
+        (b'{"query": "\\ud800", "documents": ["a"]}', "q.jsonl:1: expected"),
+        (b'{"query": "a", "documents": "b"}', "q.jsonl:1: expected"),
+    ],
+)
+def test_rerank_of_bad_lines(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture, line: bytes, message: str
+) -> None:
+    (tmp_path / "q.jsonl").write_bytes(line + b"\n")
+    assert main(["rerank", "--model", model, "--input", str(tmp_path / "q.jsonl")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written(config: dict, model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = write_rows(tmp_path / "q.jsonl", [{"query": "sun", "documents": ["sea"]}])
+    for words in (
+        ["rerank", "--model", model, "--input", str(source), "--output", str(source)],
+        ["rerank", "--model", model, "--input", str(source), "--output", str(source / "below")],
+        ["evaluate", "--model", model, "--data", config["val_dataset"], "--output", str(source / "below")],
+    ):
+        assert main(words) == 2
+        assert "output is" in capsys.readouterr().err
+    assert source.read_text()
+
+
+def test_numbers_out_of_range(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = str(write_rows(tmp_path / "q.jsonl", [{"query": "sun", "documents": ["sea"]}]))
+    for words, message in (
+        (["--batch-size", "-1"], "batch_size is -1"),
+        (["--top-k", "-1"], "top_k is -1"),
+        (["--device", "gpu"], "device is 'gpu'; expected cpu"),
+    ):
+        assert main(["rerank", "--model", model, "--input", source, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("lr: 1e-5\n")
+    assert main(["train", "lr=x", "--config", str(file), "--epochs=y", "query_format={}"]) == 2
+    said = capsys.readouterr().err
+    assert "lr is 'x'" in said
+    assert "epochs is 'y'" in said
+    assert "query_format" not in said
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    base = make_bert(tmp_path / "base", max_position_embeddings=256)
+    sizes = {"train_queries": 24, "dev_queries": 6, "test_queries": 8, "test_candidates": 6}
+    monkeypatch.setattr(demo, "base_model_path", lambda: base)
+    monkeypatch.setattr(demo, "build", lambda folder, model: demo_data.build(folder, model, **sizes))
+    for _ in range(2):  # the second replaces the first
+        assert main(["demo", "--output", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    names = ("random order", "BM25", "base model's cosine", "fine-tuned", "gain over the best other")
+    found = [re.findall(rf"^{name} +(.+)$", text, re.MULTILINE)[-1].split() for name in names]
+    *others, tuned, gain = [[float(value) for value in row] for row in found]
+    best = [max(column) for column in zip(*others, strict=True)]
+    assert gain == pytest.approx([t - b for t, b in zip(tuned, best, strict=True)], abs=2e-4)
+    assert f"everything lies in {tmp_path / 'out'}/" in text
+    lines = text.split("Use it:")[-1].strip().splitlines()
+    assert len(lines) == 3
+    done = run_python("\n".join(map(str.strip, lines)))
+    assert "RankedDocument" in done.stdout, done.stderr
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "data" / "train.jsonl").write_text("mine")
+    assert main(["demo", "--output", str(project)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert (project / "data" / "train.jsonl").read_text() == "mine"
