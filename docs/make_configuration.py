@@ -24,12 +24,12 @@ Written by docs/make_configuration.py from rankery/config.py; a test compares th
 
 A configuration is a YAML file of `key: value` lines, for example config/training_bert.yaml. Keys on the command line
 (`rankery train --config FILE lr=3e-5 epochs=3`) or in Python (`rankery.train(FILE, lr=3e-5, epochs=3)`) replace those of
-the file; keys given nowhere have the defaults below. An empty value means the default. Unknown keys and values of
+the file; keys given nowhere have the defaults below. An empty value means the default (of best_metric: none). Unknown keys and values of
 another type are errors, all reported at once, before anything is written. The resolved configuration is saved as
 `config.yaml` in output_dir; `rankery train --config` on that file, with another output_dir, runs the same again.
 
 One optimiser update sees `batch_size` x `gradient_accumulation_steps` x processes pairs. How they are cut into
-micro-batches (`token_budget`) changes speed and memory, never what is learnt.
+micro-batches (`token_budget`) changes speed and memory, and of the result rounding only (with dropout on, also the masks).
 """
 TAIL = """
 ## Environment variables

@@ -66,6 +66,11 @@ def test_cache_is_reused_rebuilt_and_keyed(tmp_path: Path, bert: Path, monkeypat
     key = cache_key([path], tokenizer, template, LABELS)
     assert key != cache_key([path], tokenizer, pair_template(tokenizer, 33), LABELS)
     assert key != cache_key([path], tokenizer, pair_template(tokenizer, 32, "q: {}"), LABELS)
+    other = AutoTokenizer.from_pretrained(bert)
+    other.add_tokens(["meadow"])
+    assert key != cache_key([path], other, template, LABELS)
+    assert key != cache_key([path], tokenizer, template, LabelRange(0, 2))
+    assert key != cache_key([make_data(tmp_path / "more.jsonl", 13)], tokenizer, template, LABELS)
     folder = tmp_path / "cache" / key
     encode([path], tokenizer, template, LABELS, folder)
     monkeypatch.setattr(encoding, "tokenize", lambda *_: pytest.fail("tokenised again"))

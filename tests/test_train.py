@@ -480,7 +480,8 @@ def test_tensorboard_run_goes_on(config: dict) -> None:
 def test_wandb_offline(config: dict) -> None:
     words = [f"{key}={value}" for key, value in {**config, "log_with": "wandb", "epochs": 1}.items()]
     code = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
-    done = run_python(code, *words, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr
+    for more in ([], ["resume=true"]):  # the second goes on with the same run
+        done = run_python(code, *words, *more, WANDB_MODE="offline")
+        assert done.returncode == 0, done.stderr
     run_id = json.loads((Path(config["output_dir"]) / "run.json").read_text())["run_id"]
-    assert [path for path in Path(config["output_dir"]).rglob("run-*.wandb") if run_id in path.name]
+    assert len([path for path in Path(config["output_dir"]).rglob("run-*.wandb") if run_id in path.name]) == 2
