@@ -158,9 +158,10 @@ def chinese(folder: Path, seed: int, precision: str, base: Path) -> None:
             for name in ("t2rank_100", "t2rank_100.distill.standard")
         )
         graded = (folder / "qbqtc/train.jsonl", folder / "qbqtc/dev.jsonl")
+        few = {"lr": 1e-4, "batch_size": 16, "max_len": 192}  # 80 queries: more and larger updates
         tasks: dict[str, tuple[tuple[Path, Path], dict[str, Any], LabelRange]] = {
-            "t2ranking, binary": (binary, {}, LabelRange()),
-            "t2ranking, teacher scores": (soft, {}, LabelRange()),
+            "t2ranking, binary": (binary, few, LabelRange()),
+            "t2ranking, teacher scores": (soft, few, LabelRange()),
             "qbqtc, grades 0-2": (graded, {"max_len": 64, "max_label": 2}, LabelRange(0, 2)),
         }
         for name, ((train_file, test_file), settings, labels) in tasks.items():
