@@ -31,7 +31,7 @@ from rankery.models.contract import CONTRACT_FILE, foreign_files, written_aside
 RUN_FILE, CONFIG_FILE, STATE_FILE, OPTIMIZER_FILE = "run.json", "config.yaml", "state.json", "optimizer.safetensors"
 BUDGET_FILE = "token_budget"
 OURS = ("metrics.jsonl", "tensorboard", "wandb", "checkpoints", "model", CONFIG_FILE, RUN_FILE)  # who owns it: last
-LEFTOVER = re.compile(r"\.(tmp|old)-(checkpoint_\d+|best_\d+|model|config\.yaml|run\.json)(-.*)?")
+LEFTOVER = re.compile(r"\.(tmp|old)-(checkpoint_\d+|best_\d+|model|config\.yaml|run\.json|token_budget)(-.*)?")
 
 
 def check_output_dir(config: TrainConfig) -> None:
@@ -41,7 +41,7 @@ def check_output_dir(config: TrainConfig) -> None:
         InputError: a folder that is taken, or a resumption of a run with another configuration.
     """
     folder = Path(config.output_dir)
-    for name, path in (("output_dir", folder), ("dataset_cache_dir", Path(config.dataset_cache_dir or "."))):
+    for name, path in (("output_dir", folder), ("dataset_cache_dir", Path(config.dataset_cache_dir or folder))):
         existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             what = "cannot be written to" if existing.is_dir() else "is a file"
@@ -147,7 +147,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".tmp-{path.name}")
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
