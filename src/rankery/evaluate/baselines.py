@@ -75,7 +75,9 @@ def embed(texts: Sequence[str], encoder: str | Path, max_len: int = 256) -> np.n
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one for loading weights, of no use to anybody
     if not (Path(encoder) / "config.json").is_file():
         raise InputError(
             f"{encoder}: no config.json in it; expected a folder with a Hugging Face encoder and its tokenizer"
