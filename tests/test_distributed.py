@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import launch, launch_script, make_data, run_python, start_launch, write_rows
-from safetensors.torch import load_file
+from conftest import VOCAB, launch, launch_script, make_data, run_python, start_launch, write_rows
+from safetensors.torch import load_file, save_file
 
 from rankery import CrossEncoder, train
 from rankery.training.engine import _launch_problems
@@ -106,6 +106,63 @@ def test_killed_at_random_moments_ends_as_uninterrupted(config: dict, tmp_path: 
     a, b = load_file(whole / "model" / "model.safetensors"), load_file(killed / "model" / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert (whole / "metrics.jsonl").read_text() == (killed / "metrics.jsonl").read_text()
+
+
+SPY = """
+import json, os, sys
+from torch.distributed.tensor import DTensor
+from rankery.training import loop
+original = loop.gradient_norm
+def spied(parameters):
+    seen = {
+        "weights": sorted({str(p.dtype) for p in parameters}), "gradients": sorted({str(p.grad.dtype) for p in parameters}),
+        "sharded": sum(isinstance(p, DTensor) for p in parameters), "parameters": len(parameters),
+        "here": sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters),
+        "all": sum(p.numel() for p in parameters),
+    }
+    open(os.environ["SEEN"] + os.environ["RANK"], "w").write(json.dumps(seen))
+    return original(parameters)
+loop.gradient_norm = spied
+from rankery.cli import main
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_gradients_in_fp32_under_bf16_and_real_shards(config: dict, xlmr: Path, tmp_path: Path, engine: str) -> None:
+    """What each process holds when gradients are reduced; an XLM-RoBERTa, under the launch file that names its layer."""
+    script = tmp_path / "spy.py"
+    script.write_text(SPY)
+    words = arguments({**config, "model_name_or_path": xlmr, "mixed_precision": "bf16", "epochs": 1})
+    file = "config/ddp.yaml" if engine == "ddp" else "config/xlmroberta_default_config.yaml"
+    done = launch_script(str(script), file, *words, RANKERY_CPU_ENGINES="1", SEEN=str(tmp_path / "seen"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "note: the launch file wraps" not in done.stdout
+    one, two = (json.loads((tmp_path / f"seen{process}").read_text()) for process in (0, 1))
+    for seen in (one, two):
+        assert seen["weights"] == seen["gradients"] == ["torch.float32"]
+        assert seen["sharded"] == (seen["parameters"] if engine == "fsdp2" else 0)
+    if engine == "fsdp2":
+        assert one["here"] + two["here"] == one["all"]
+        assert 0.4 < one["here"] / one["all"] < 0.6
+    reranker = CrossEncoder.from_pretrained(Path(config["output_dir"]) / "model")
+    assert reranker.compute_score([("sun", "sea")]).isfinite().all()
+
+
+def test_loss_that_is_not_finite_stops_both_processes(config: dict, bert: Path, tmp_path: Path) -> None:
+    """One process meets the bad pair: both stop before the update, one says which line it was."""
+    broken = shutil.copytree(bert, tmp_path / "broken")
+    state = load_file(bert / "model.safetensors")
+    state["embeddings.word_embeddings.weight"][VOCAB.index("wolf")] = float("nan")
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    rows = [{"query": "sun", "pos": ["sun sun"], "neg": ["sea"]}] * 3
+    data = write_rows(tmp_path / "nan.jsonl", [*rows, {"query": "moon", "pos": ["wolf"], "neg": ["sea"]}])
+    settings = {**config, "model_name_or_path": broken, "train_dataset": data, "val_dataset": ""}
+    done = launch("config/ddp.yaml", *arguments(settings))
+    assert done.returncode != 0
+    assert done.stderr.count("nothing was updated. Examples: ") == 1
+    assert "nan.jsonl:4" in done.stderr
+    assert not (Path(config["output_dir"]) / "model").exists()
 
 
 def test_one_example_on_two_processes(config: dict, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_data, run_python, write_rows
+from conftest import ROOT, VOCAB, make_data, run_python, write_rows
 from safetensors.torch import load_file
 
 from rankery import CrossEncoder, InputError, train
@@ -175,7 +176,7 @@ def test_non_finite_loss_stops_and_names_the_examples(config: dict, bert: Path, 
     broken = tmp_path / "broken"
     shutil.copytree(bert, broken)
     state = load_file(bert / "model.safetensors")
-    state["embeddings.word_embeddings.weight"][VOCAB_WOLF] = float("nan")
+    state["embeddings.word_embeddings.weight"][VOCAB.index("wolf")] = float("nan")
     from safetensors.torch import save_file
 
     save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
@@ -187,9 +188,6 @@ def test_non_finite_loss_stops_and_names_the_examples(config: dict, bert: Path, 
         InputError, match=r"the loss of step \d+ is not finite; nothing was updated. Examples: .*nan.jsonl:4"
     ):
         train(config, model_name_or_path=str(broken), train_dataset=str(data), val_dataset=None)
-
-
-VOCAB_WOLF = 5 + 22
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -420,6 +418,43 @@ def test_what_is_said_at_the_start_and_after_an_epoch(
     assert "1 step (1 epoch of 1), 8 pairs" in said
     assert "of computed tokens are padding" in said
     assert said.count("epoch 1: loss") == 1
+
+
+def test_soft_labels_are_validated_by_rank_correlation(config: dict, tmp_path: Path) -> None:
+    """A teacher's scores have no relevant documents: gains, order and loss, and the best model by them."""
+    rows = [
+        {"query": f"sun {i}", "pos": ["sun sun", "sun sea", "sea hill"], "pos_scores": [0.93, 0.41, 0.05]}
+        for i in range(8)
+    ]
+    data = str(write_rows(tmp_path / "soft.jsonl", rows))
+    calm = {"loss_type": "point_mse", "epochs": 12, "lr": 3e-3, "hidden_dropout": 0.0}
+    folder = train(config, train_dataset=data, val_dataset=data, **calm).parent
+    (*_, last) = [row for row in map(json.loads, (folder / "metrics.jsonl").open()) if "val/loss" in row]
+    assert {key for key in last if key.startswith("val/")} == {"val/loss", "val/nDCG@10", "val/Kendall"}
+    assert last["val/Kendall"] == last["val/nDCG@10"] == 1.0
+    assert "| Kendall | 1.0000 |" in (folder / "model" / "README.md").read_text()
+
+
+def test_gradients_are_summed_in_fp32_under_bf16(config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = loop.gradient_norm, []
+
+    def spied(parameters):
+        seen.extend(parameter.grad.dtype for parameter in parameters)
+        return original(parameters)
+
+    monkeypatch.setattr(loop, "gradient_norm", spied)
+    train(config, mixed_precision="bf16", epochs=1, token_budget=60)
+    assert set(seen) == {torch.float32}
+
+
+def test_card_shows_three_lines_that_run(config: dict) -> None:
+    folder = train(config, epochs=1)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 3
+    done = run_python(code.replace("path/of/this/folder", str(folder)))
+    assert done.returncode == 0, done.stderr
+    assert "one document" in done.stdout
+    assert "another document" in done.stdout
 
 
 def test_gradient_checkpointing_changes_nothing(config: dict, tmp_path: Path) -> None:

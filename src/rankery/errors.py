@@ -13,16 +13,19 @@ SHOWN_PROBLEMS = 20
 
 
 class InputError(ValueError):
-    """Bad configuration, data or checkpoint; `problems` holds one sentence for each thing that is wrong."""
+    """Bad configuration, data or checkpoint; `problems` holds one sentence for each thing that is wrong.
 
-    shared = False  # raised on all processes alike: the first one says it for all
+    `shared`: raised on all processes alike, so that the first one says it for all.
+    """
 
-    def __init__(self, problems: str | Sequence[str]):
+    def __init__(self, problems: str | Sequence[str], shared: bool = False):
+        self.shared = shared
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         shown = self.problems[:SHOWN_PROBLEMS]
         if len(self.problems) > len(shown):
             shown.append(f"... and {len(self.problems) - len(shown)} more")
         super().__init__("\n".join(shown))
 
-    def __reduce__(self) -> tuple[type[InputError], tuple[list[str]]]:
-        return (type(self), (self.problems,))  # worker processes hand it over by pickle: keep the list, not the text
+    def __reduce__(self) -> tuple[type[InputError], tuple[list[str], bool]]:
+        # Worker processes hand it over by pickle: keep the list, not the text.
+        return (type(self), (self.problems, self.shared))

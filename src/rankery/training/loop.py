@@ -97,14 +97,14 @@ def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, floa
         batches = _halve_budget(run, number)
     if failed_anywhere:
         bad = [pair for loss, batch in losses if not torch.isfinite(loss) for pair in batch.pairs]
-        raise InputError(_not_finite(run, number, "the loss", [pair for pairs in engine.gather(bad) for pair in pairs]))
+        raise _not_finite(run, number, "the loss", [pair for pairs in engine.gather(bad) for pair in pairs])
     parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     engine.exchange_gradients(parameters)
     run.scaler.unscale_(run.optimizer)
     norm = gradient_norm(parameters)
     if not run.scaler.is_enabled() and not torch.isfinite(norm):
         pairs = [int(i) for i in run.plan.examples(number)]
-        raise InputError(_not_finite(run, number, "the gradient", pairs))
+        raise _not_finite(run, number, "the gradient", pairs)
     if run.config.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, run.config.max_grad_norm, norm)
     before = run.scaler.get_scale()
@@ -137,7 +137,8 @@ def _halve_budget(run: Run, number: int) -> list[Batch]:
     """The step's batches, cut again under half the token budget."""
     rows = run.plan.step(number).micro_batches
     if all(len(micro_batch.examples) == 1 for row in rows for micro_batch in row):
-        raise InputError("out of memory with one pair at a time; set a smaller max_len, or gradient_checkpointing=true")
+        fix = "set a smaller max_len, or gradient_checkpointing=true"
+        raise InputError(f"out of memory with one pair at a time; {fix}", shared=True)
     run.plan = replace(run.plan, budget=run.plan.budget // 2)
     run.config = run.config.model_copy(update={"token_budget": run.plan.budget})
     run.optimizer.zero_grad(set_to_none=True)
@@ -162,11 +163,12 @@ def _stop_all(run: Run) -> None:
     os._exit(1)
 
 
-def _not_finite(run: Run, number: int, what: str, pairs: list[int]) -> str:
+def _not_finite(run: Run, number: int, what: str, pairs: list[int]) -> InputError:
     named = ", ".join(run.train_data.where(pair) for pair in pairs[:8]) + (", ..." if len(pairs) > 8 else "")
-    return (
+    return InputError(
         f"{what} of step {number + 1} is not finite; nothing was updated. Examples: {named}. "
-        "Look at these lines; else try a smaller lr, or mixed_precision bf16 or no"
+        "Look at these lines; else try a smaller lr, or mixed_precision bf16 or no",
+        shared=True,
     )
 
 
