@@ -101,6 +101,48 @@ def make_xlmr(folder: Path) -> Path:
     return folder
 
 
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2")
+
+
+def make_decoder(folder: Path, family: str = "llama", pad: str | None = "<pad>", causal: bool = True) -> Path:
+    """A tiny random decoder; Gemma's tokenizer adds a BOS, Gemma 2 caps its logits. `pad` None: no pad token anywhere."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(0)
+    vocab = {
+        word: i for i, word in enumerate(["<unk>", "<pad>", "<bos>", "</s>", "<|reserved_0|>", "yes", "no", *VOCAB[5:]])
+    }
+    vocab |= {word: len(vocab) + i for i, word in enumerate(["query", "document", ":", "是", "否"])}
+    raw = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if family.startswith("gemma"):
+        raw.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A $B", [("<bos>", 2)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", bos_token="<bos>", eos_token="</s>", pad_token=pad,
+        extra_special_tokens=["<|reserved_0|>"],
+    )  # fmt: skip
+    config = AutoConfig.for_model(
+        family, vocab_size=len(vocab), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, intermediate_size=64, max_position_embeddings=128, initializer_range=0.3, bos_token_id=2, eos_token_id=3,
+        pad_token_id=None if pad is None else vocab[pad], tie_word_embeddings=True,
+    )  # fmt: skip
+    (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_decoder(tmp_path_factory.mktemp("llama"))
+
+
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bert(tmp_path_factory.mktemp("bert"))

@@ -33,9 +33,7 @@ def test_yaml_booleans_do_not_eat_precision_no(tmp_path: Path) -> None:
 
 def test_all_problems_at_once_with_lines(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text(
-        "model_name_or_path: m\noutput_dir: o\nnum_label: 2\nlr: -1\nlearning_rate: 3\nmodel_type: llm_decoder\n"
-    )
+    file.write_text("model_name_or_path: m\noutput_dir: o\nnum_label: 2\nlr: -1\nlearning_rate: 3\nmodel_type: gpt\n")
     with pytest.raises(InputError) as caught:
         load_config(file, {"seed": "x"})
     text = str(caught.value)
@@ -43,7 +41,7 @@ def test_all_problems_at_once_with_lines(tmp_path: Path) -> None:
         f"{file}:3: unknown key num_label; did you mean num_labels?",
         f"{file}:5: unknown key learning_rate; did you mean lr?",
         f"{file}:4: lr is -1",
-        f"{file}:6: model_type is 'llm_decoder'",
+        f"{file}:6: model_type is 'gpt'",
         "command line: seed is 'x'",
         "train_dataset is not set",
     ):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, VOCAB, make_data, run_python, write_rows
+from conftest import ROOT, VOCAB, make_data, run_python, words, write_rows
 from safetensors.torch import load_file
 
 from rankery import CrossEncoder, InputError, train
 from rankery.config import dump_config, load_config
+from rankery.models.scorer import Scorer
 from rankery.training import loop
 
 
@@ -192,28 +193,49 @@ def test_non_finite_loss_stops_and_names_the_examples(config: dict, bert: Path, 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_out_of_memory_repeats_the_step_with_half_the_budget(
-    config: dict, tmp_path: Path, capsys: pytest.CaptureFixture, num_workers: int
+    config: dict, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
     exact = {"hidden_dropout": 0, "attention_dropout": 0, "best_metric": None}
     exact |= {"optimizer": "sgd", "lr": 0.05}  # an adaptive optimiser turns rounding into steps
     calm = train(config, **exact, output_dir=str(tmp_path / "calm")).parent
-    original = loop.forward
+    original = Scorer.forward
 
     def limited(model, input_ids, *rest):
-        if input_ids.numel() > 100:
+        if input_ids.numel() > (100 if model.training else 60):  # evaluations too
             raise torch.OutOfMemoryError("injected")
         return original(model, input_ids, *rest)
 
-    loop.forward = limited
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(Scorer, "forward", limited)
         short = train(config, **exact, num_workers=num_workers, output_dir=str(tmp_path / "short")).parent
-    finally:
-        loop.forward = original
     # Halved from 2048 until no micro-batch is over 100; batches that were prepared ahead do not halve it again.
     assert capsys.readouterr().out.count("out of memory: the step is repeated with token_budget") == 5
     a, b = weights(calm / "model"), weights(short / "model")
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+    evaluations = [
+        [row["val/loss"] for row in map(json.loads, (run / "metrics.jsonl").open()) if "val/loss" in row]
+        for run in (calm, short)
+    ]
+    assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-4)
+
+
+def test_prediction_survives_a_lack_of_memory(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = CrossEncoder.from_pretrained(bert, seed=0)
+    pairs = [(words(i, 3), words(i + 1, 1 + i % 20)) for i in range(40)]
+    calm = reranker.compute_score(pairs)
+    original = Scorer.forward
+
+    def limited(model, input_ids, *rest):
+        if input_ids.numel() > 60:
+            raise torch.OutOfMemoryError("injected")
+        return original(model, input_ids, *rest)
+
+    monkeypatch.setattr(Scorer, "forward", limited)
+    for batch_size in (None, 8):
+        torch.testing.assert_close(reranker.compute_score(pairs, batch_size=batch_size), calm, rtol=1e-4, atol=1e-5)
+    with pytest.raises(torch.OutOfMemoryError):
+        reranker.compute_score([("sun", "sea " * 90)])
 
 
 def test_taken_output_folders(config: dict, tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ from rankery.errors import InputError
 
 if TYPE_CHECKING:
     from rankery.models.cross_encoder import CrossEncoder
+    from rankery.models.llm_decoder import LLMDecoder
     from rankery.models.reranker import RankedDocument, Reranker
     from rankery.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["CrossEncoder", "InputError", "RankedDocument", "Reranker", "__version__", "train"]
+__all__ = ["CrossEncoder", "InputError", "LLMDecoder", "RankedDocument", "Reranker", "__version__", "train"]
 
 _HOMES = {
     "CrossEncoder": "rankery.models.cross_encoder",
+    "LLMDecoder": "rankery.models.llm_decoder",
     "RankedDocument": "rankery.models.reranker",
     "Reranker": "rankery.models.reranker",
     "train": "rankery.training.run",

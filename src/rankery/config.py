@@ -46,15 +46,26 @@ class TrainConfig(BaseModel):
 
     # Model
     model_name_or_path: str = Field(description="base model or reranker: a Hugging Face name or a folder")
-    model_type: Literal["bert_encoder"] = Field(
-        "bert_encoder", description="kind of model (llm_decoder: a later release)"
-    )
+    model_type: Literal["bert_encoder", "llm_decoder"] = Field("bert_encoder", description="kind of model")
     max_len: int = Field(512, gt=0, description="tokens of a pair at most, special tokens included")
     num_labels: int = Field(1, ge=1, description="logits of the model; above 1: one class for each integer label")
-    query_format: str = Field("{}", description="text around the query, {} is the query")
-    document_format: str = Field("{}", description="text around the document, {} is the document")
-    seq: str = Field("", description="between query and document; used by llm_decoder only")
-    special_token: str = Field("", description="ends the input; used by llm_decoder only")
+    query_format: str | None = Field(
+        None,
+        description="text around the query, {} is the query; empty: as the model was saved, else see docs/prompts.md",
+    )
+    document_format: str | None = Field(None, description="same for the document")
+    seq: str | None = Field(None, description="text between query and document; llm_decoder only")
+    special_token: str | None = Field(None, description="text that ends the input; llm_decoder only")
+    prefix: str | None = Field(None, description="text before the query: system and instruction; llm_decoder only")
+    head: Literal["score", "yes_no"] | None = Field(
+        None, description="a trained head, or logit(yes) - logit(no) of the next token; empty: score; llm_decoder only"
+    )
+    yes_word: str | None = Field(None, description="one token that means relevant; yes_no heads only")
+    no_word: str | None = Field(None, description='one token that means irrelevant; "": the logit of yes_word alone')
+    prompt: Literal["qwen3-reranker", "bge-reranker-v2-gemma"] | None = Field(
+        None, description="preset of the seven keys above; llm_decoder only"
+    )
+    instruction: str | None = Field(None, description="describes the task, where the preset has a place for it")
     hidden_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout on hidden states; empty: the model's own"
     )
@@ -170,6 +181,7 @@ TEXTS = frozenset(
     for name, field in TrainConfig.model_fields.items()
     if field.annotation is str or str in get_args(field.annotation)
 )
+DECODER_KEYS = ("seq", "special_token", "prefix", "head", "yes_word", "no_word", "prompt", "instruction")
 FOLDERS = ("output_dir", "cache_dir", "dataset_cache_dir")
 
 
@@ -273,12 +285,14 @@ def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tupl
         )
     for key in ("query_format", "document_format"):
         value = getattr(config, key)
-        if "{}" not in value:
+        if value is not None and "{}" not in value:
             problem((key,), f"{key} is {value!r}; expected a text with {{}} where the text goes")
-    for key in ("seq", "special_token"):
+    for key in DECODER_KEYS if config.model_type == "bert_encoder" else ():
         value = getattr(config, key)
         if value:
-            problem((key,), f"{key} is {value!r}; bert_encoder does not use it: leave it empty")
+            problem((key, "model_type"), f"{key} is {value!r}; bert_encoder does not use it: leave it empty")
+    if config.head == "yes_no" and config.num_labels > 1:
+        problem(("num_labels", "head"), f"num_labels is {config.num_labels}; a yes_no head gives one score: expected 1")
     classes = high - low + 1
     if config.num_labels > 1 and (
         config.loss_type != "point_ce" or config.num_labels != classes or not low.is_integer()

@@ -75,6 +75,51 @@ class PairTemplate:
         return hashlib.blake2b(json.dumps(self.to_dict()).encode(), digest_size=16).hexdigest()
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """How a decoder is shown a pair: prefix + query_format(query) + seq + document_format(document) + special_token."""
+
+    query_format: str = "query: {}"
+    document_format: str = "document: {}"
+    seq: str = " "
+    special_token: str = "</s>"
+    prefix: str = ""
+
+
+def prompt_template(tokenizer: Any, max_len: int, prompt: Prompt, pad_token_id: int) -> PairTemplate:
+    """Token ids of a prompt. Its pieces are tokenised apart, so that special_token always ends the input whole.
+
+    Raises:
+        InputError: a slow tokenizer, a format without {}, a text that vanishes in tokenisation, no room for the pair.
+    """
+    problems = _format_problems(tokenizer, prompt.query_format, prompt.document_format)
+    if problems:
+        raise InputError(problems)
+    texts = {"prefix": prompt.prefix, "seq": prompt.seq, "special_token": prompt.special_token}
+    pieces = {name: tuple(tokenize(tokenizer, [text])[0]) for name, text in texts.items()}
+    vanished = [name for name, text in texts.items() if text.strip() and not pieces[name]]
+    if vanished:
+        raise InputError(
+            [f"{name} is {texts[name]!r}; the tokenizer makes no token of it: choose another text" for name in vanished]
+        )
+    bos = added_before(tokenizer)
+    prefix = pieces["prefix"] if pieces["prefix"][: len(bos)] == bos else bos + pieces["prefix"]
+    return _with_room(
+        PairTemplate(
+            prefix, pieces["seq"], pieces["special_token"], None, max_len, pad_token_id, prompt.query_format,
+            prompt.document_format,
+        )
+    )  # fmt: skip
+
+
+def added_before(tokenizer: Any) -> tuple[int, ...]:
+    """Ids that the tokenizer puts before a text of its own accord: a BOS, or nothing."""
+    plain = tokenize(tokenizer, ["a"])[0]
+    ids = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)
+    return tuple(ids[:start])
+
+
 def pair_template(
     tokenizer: Any, max_len: int, query_format: str = "{}", document_format: str = "{}", uses_token_types: bool = True
 ) -> PairTemplate:
@@ -83,6 +128,19 @@ def pair_template(
     Raises:
         InputError: a slow tokenizer, one without a pad token, a format without {}, or a max_len without room for text.
     """
+    problems = _format_problems(tokenizer, query_format, document_format)
+    if getattr(tokenizer, "is_fast", False) and tokenizer.pad_token_id is None:
+        problems.append("the tokenizer has no pad token; set one with tokenizer.pad_token = ... and save it")
+    if problems:
+        raise InputError(problems)
+    return _with_room(
+        PairTemplate(
+            *_probe(tokenizer, uses_token_types), max_len, tokenizer.pad_token_id, query_format, document_format
+        )
+    )
+
+
+def _format_problems(tokenizer: Any, query_format: str, document_format: str) -> list[str]:
     problems = [
         f"{name} is {value!r}; expected a text with {{}} where the {name.split('_')[0]} goes"
         for name, value in (("query_format", query_format), ("document_format", document_format))
@@ -90,16 +148,14 @@ def pair_template(
     ]
     if not getattr(tokenizer, "is_fast", False):
         problems.append(f"the tokenizer is a {type(tokenizer).__name__}; expected a fast one (with a tokenizer.json)")
-    elif tokenizer.pad_token_id is None:
-        problems.append("the tokenizer has no pad token; set one with tokenizer.pad_token = ... and save it")
-    if problems:
-        raise InputError(problems)
-    template = PairTemplate(
-        *_probe(tokenizer, uses_token_types), max_len, tokenizer.pad_token_id, query_format, document_format
-    )
+    return problems
+
+
+def _with_room(template: PairTemplate) -> PairTemplate:
     if template.room < 2:
         raise InputError(
-            f"max_len is {max_len}; expected at least {template.specials + 2}: the template alone takes {template.specials} tokens"
+            f"max_len is {template.max_len}; expected at least {template.specials + 2}: the template alone takes "
+            f"{template.specials} tokens"
         )
     return template
 

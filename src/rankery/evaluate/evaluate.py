@@ -33,12 +33,12 @@ def evaluate_model(
 
     `min_label` None is the model's own; see `per_query_metrics` for the others.
     """
-    from rankery.models.cross_encoder import CrossEncoder
+    from rankery.models.opening import open_reranker
 
     paths = expand_paths(list(data))
     if output is not None:
         _check_writable(output / "metrics.json")
-    reranker = CrossEncoder.from_pretrained(model, device=device, dtype=dtype)
+    reranker = open_reranker(model, device=device, dtype=dtype)
     low, high = reranker.labels
     min_label = low if min_label is None else min_label
     labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
@@ -72,7 +72,7 @@ def rerank_file(
     **options: Any,
 ) -> None:
     """Ranks the documents of each JSONL line; writes {..., "ranking": [{"index", "score", "document"}]} lines as they come."""
-    from rankery.models.cross_encoder import CrossEncoder
+    from rankery.models.opening import open_reranker
 
     if source is not None and not Path(source).is_file():
         raise InputError(f"{source}: does not exist; expected a JSONL file")
@@ -80,7 +80,7 @@ def rerank_file(
         _check_writable(Path(target))
         if source is not None and Path(target).exists() and Path(source).samefile(target):
             raise InputError(f"output is {target}, which is the input; choose another file")
-    reranker = CrossEncoder.from_pretrained(model, device=device, dtype=dtype)
+    reranker = open_reranker(model, device=device, dtype=dtype)
     with ExitStack() as stack:
         if target is not None:
             Path(target).parent.mkdir(parents=True, exist_ok=True)

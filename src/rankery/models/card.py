@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rankery.models.llm_decoder import LLMDecoder
+
 if TYPE_CHECKING:
     from rankery.config import TrainConfig
     from rankery.models.reranker import Reranker
@@ -28,13 +30,7 @@ def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float
     )
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in shown)
     cls = type(reranker).__name__
-    template = reranker.template
-    plain = (template.query_format, template.document_format) == ("{}", "{}")
-    formatted = (
-        ""
-        if plain
-        else f" Give them the query as `{template.query_format}` and the document as `{template.document_format}`."
-    )
+    elsewhere = _decoder_elsewhere(reranker) if isinstance(reranker, LLMDecoder) else _encoder_elsewhere(reranker)
     return f"""---
 library_name: transformers
 pipeline_tag: text-ranking
@@ -62,8 +58,54 @@ Trained for {step} steps on {config.train_dataset} (labels {config.min_label:g} 
 |---|---|
 {settings}
 
-Pairs are cut to {template.max_len} tokens: the document first, the query only where it would leave the document less than half
-of the room. transformers (AutoModelForSequenceClassification) and sentence-transformers (CrossEncoder) give the same
-logits for pairs within that length; of longer ones they cut the longer text first, whichever it is.{formatted}
+Pairs are cut to {reranker.template.max_len} tokens: the document first, the query only where it would leave the document less
+than half of the room. {elsewhere}
 `rankery.json` holds golden scores.
+"""
+
+
+def _encoder_elsewhere(reranker: Reranker) -> str:
+    template = reranker.template
+    plain = (template.query_format, template.document_format) == ("{}", "{}")
+    formatted = (
+        ""
+        if plain
+        else f" Give them the query as `{template.query_format}` and the document as `{template.document_format}`."
+    )
+    return (
+        "transformers (AutoModelForSequenceClassification) and sentence-transformers (CrossEncoder) give the same\n"
+        f"logits for pairs within that length; of longer ones they cut the longer text first, whichever it is.{formatted}"
+    )
+
+
+def _decoder_elsewhere(reranker: LLMDecoder) -> str:
+    """Code that scores with transformers alone; the pieces are tokenised apart, as in training."""
+    prompt, template = reranker.prompt, reranker.template
+    pieces = ", ".join(
+        [
+            f"{prompt.query_format!r}.replace('{{}}', 'my query')", repr(prompt.seq),
+            f"{prompt.document_format!r}.replace('{{}}', 'one document')", repr(prompt.special_token),
+        ]
+    )  # fmt: skip
+    if reranker.reading.head == "score":
+        auto, read = "AutoModelForSequenceClassification", "print(float(model(ids).logits[0, 0]))"
+    else:
+        words = reranker.scorer.vocabulary.rows  # type: ignore[union-attr]
+        auto = "AutoModelForCausalLM"
+        no = f" - logits[{words[1]}]" if len(words) == 2 else ""
+        read = f"logits = model(ids).logits[0, -1]\nprint(float(logits[{words[0]}]{no}))"
+    return f"""With transformers alone, for a pair that fits:
+
+```python
+import torch
+from transformers import {auto}, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
+model = {auto}.from_pretrained("path/of/this/folder", dtype="float32")
+pieces = [{pieces}]
+ids = {list(template.prefix)} + [i for text in pieces for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+ids = torch.tensor([ids])
+{read}
+```
+
+{"The score is the logit of the next token" if reranker.reading.head == "yes_no" else "The score is read at the last token"}.
 """

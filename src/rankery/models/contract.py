@@ -89,9 +89,9 @@ def check_arguments(contract: dict[str, Any] | None, arguments: dict[str, Any], 
         InputError: shows both.
     """
     problems = [
-        f"{name}: was trained with {key} {contract[key]!r}, got {value!r}; set {key} to that"
+        f"{name}: was trained with {key} {contract.get(key)!r}, got {value!r}; set {key} to that"
         for key, value in arguments.items()
-        if contract is not None and value is not None and contract[key] != value
+        if contract is not None and value is not None and contract.get(key) != value
     ]
     if problems:
         raise InputError(problems)
@@ -193,8 +193,10 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
         from transformers.dynamic_module_utils import custom_object_save
 
         custom_object_save(model, aside, config=config)
-    # sentence-transformers would apply a sigmoid to one label: our scores are logits.
-    config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
+    if (
+        reranker.model_type == "bert_encoder"
+    ):  # sentence-transformers would apply a sigmoid to one label: our scores are logits
+        config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
     config.pad_token_id = reranker.template.pad_token_id
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the name that sharding gives the class
     config.dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
@@ -226,10 +228,9 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
         "model_type": reranker.model_type,
         "num_labels": reranker.num_labels,
         "max_len": reranker.template.max_len,
-        "query_format": reranker.template.query_format,
-        "document_format": reranker.template.document_format,
+        **reranker.settings(),
         "template": reranker.template.to_dict(),
-        "scored_token": "first",
+        "scored_token": reranker.scored_token,
         "min_label": reranker.labels[0],
         "max_label": reranker.labels[1],
         "versions": {
@@ -246,15 +247,10 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
 
 def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
     """(fp32 logits of the probes from the directory, tolerance by dtype)."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     # Code that came with the checkpoint runs again only where the user has let it run before.
-    trusted = {"trust_remote_code": is_remote_code(reranker.model)}
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **trusted)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
-    written = type(reranker)(model.eval(), tokenizer, reranker.template, reranker.labels)
+    written = reranker.reopened(folder, trust_remote_code=is_remote_code(reranker.model))
     golden = written.compute_score(PROBES)
-    half = type(reranker)(model.to(torch.bfloat16), tokenizer, reranker.template).compute_score(PROBES)
+    half = written.to(torch.bfloat16).compute_score(PROBES)
     scale = max(1.0, float(golden.abs().max()))
     measured = float((half - golden).abs().max())
     half_tolerance = max(HALF_MARGIN * measured, HALF_FLOOR * scale)

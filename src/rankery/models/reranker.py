@@ -20,6 +20,7 @@ from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
+from rankery.models.scorer import Scorer
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
 Pair = Sequence[str]
@@ -34,27 +35,43 @@ class RankedDocument(NamedTuple):
 
 
 class Reranker:
-    """A transformers sequence-classification model, its tokenizer, and how they score a pair."""
+    """A transformers model in a `Scorer`, its tokenizer, and how a pair is put before them."""
 
     model_type: str
+    scored_token: str  # position of the token that the logits are read at
 
-    def __init__(self, model: Any, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)):
-        self.model, self.tokenizer, self.template, self.labels = model, tokenizer, template, labels
+    def __init__(
+        self, scorer: Scorer, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)
+    ):
+        self.scorer, self.tokenizer, self.template, self.labels = scorer, tokenizer, template, labels
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.scorer.model
 
     @property
     def num_labels(self) -> int:
-        return int(self.model.config.num_labels)
+        return self.scorer.num_labels
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def settings(self) -> dict[str, Any]:
+        """What `from_pretrained` needs to score as this reranker does, beside model and tokenizer; kept in the contract."""
+        return {"query_format": self.template.query_format, "document_format": self.template.document_format}
+
+    def reopened(self, folder: Path, trust_remote_code: bool) -> Reranker:
+        """This reranker with the fp32 weights and the tokenizer of a folder that is being written."""
+        raise NotImplementedError
 
     def to(self, *args: Any, **kwargs: Any) -> Reranker:
         self.model.to(*args, **kwargs)
         return self
 
     def eval(self) -> Reranker:
-        self.model.eval()
+        self.scorer.eval()
         return self
 
     def compute_score(
@@ -86,15 +103,15 @@ class Reranker:
         scores = torch.empty(shape, dtype=torch.float32)
         keep_large_blocks()
         bar = _progress(len(pairs), show_progress)
-        was_training = self.model.training
-        self.model.eval()
+        was_training = self.scorer.training
+        self.scorer.eval()
         set_attention(self.model, self.device, next(self.model.parameters()).dtype)
         try:
             for start in range(0, len(pairs), PAIRS_AT_ONCE):
                 chunk = pairs[start : start + PAIRS_AT_ONCE]
                 self._score_chunk(chunk, template, batch_size, scores[start : start + len(chunk)], bar)
         finally:
-            self.model.train(was_training)
+            self.scorer.train(was_training)
             bar.close()
         if not normalize:
             return scores
@@ -141,31 +158,36 @@ class Reranker:
             )
         return PairTemplate(**{**self.template.to_dict(), "max_len": max_length})
 
-    @torch.inference_mode()
     def _score_chunk(
         self, pairs: Sequence[Pair], template: PairTemplate, batch_size: int | None, out: torch.Tensor, bar: Any
     ) -> None:
+        """Scores into `out`; what does not fit into memory is tried again under half the token budget."""
         rows = encode_pairs(pairs, self.tokenizer, template)
         lengths = np.array([len(ids) for ids, _ in rows])
         budget = default_token_budget(self.model.config, self.device, training=False)
-        (micro_batches,) = deal(np.arange(len(rows)), np.ones_like(lengths), lengths, 1, budget)
-        for micro_batch in micro_batches:
-            step = batch_size or len(micro_batch.examples)
-            for at in range(0, len(micro_batch.examples), step):
-                chosen = micro_batch.examples[at : at + step]
-                tensors = pad([rows[i] for i in chosen], template.pad_token_id, pad_multiple(self.device))
-                logits = forward(self.model, *(None if x is None else x.to(self.device) for x in tensors))
-                out[torch.from_numpy(chosen)] = logits.float().cpu()
-                bar.update(len(chosen))
+        left = np.arange(len(rows))
+        while len(left):
+            (micro_batches,) = deal(left, np.ones_like(lengths), lengths, 1, budget)
+            done = []
+            for micro_batch in micro_batches:
+                step = batch_size or len(micro_batch.examples)
+                for at in range(0, len(micro_batch.examples), step):
+                    chosen = micro_batch.examples[at : at + step]
+                    try:
+                        out[torch.from_numpy(chosen)] = self._logits([rows[i] for i in chosen], template)
+                    except torch.OutOfMemoryError:
+                        if len(chosen) == 1:
+                            raise
+                        continue
+                    done.append(chosen)
+                    bar.update(len(chosen))
+            left = np.setdiff1d(left, np.concatenate(done)) if done else left
+            budget //= 2
 
-
-def forward(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None
-) -> torch.Tensor:
-    """Logits, [pairs] for one label, else [pairs, labels]."""
-    types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
-    return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+    @torch.inference_mode()
+    def _logits(self, rows: Sequence[tuple[np.ndarray, np.ndarray | None]], template: PairTemplate) -> torch.Tensor:
+        tensors = pad(rows, template.pad_token_id, pad_multiple(self.device))
+        return self.scorer(*(None if x is None else x.to(self.device) for x in tensors)).float().cpu()
 
 
 def expected_grade(logits: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from rankery.models.budget import pad_multiple
 from rankery.models.card import model_card
 from rankery.models.contract import replace as replace_folder
 from rankery.models.contract import write_model_directory
-from rankery.models.reranker import forward
+from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
 from rankery.training.optim import gradient_norm, lr_factor, set_lr
 from rankery.training.run import Run, describe
@@ -121,7 +121,7 @@ def _backward(run: Run, number: int, batches: list[Batch], count: int) -> tuple[
             torch.manual_seed(hash((run.config.seed, number, batch.pairs[0])) & (2**63 - 1))
             batch = batch.to(run.engine.device)
             with run.engine.autocast():
-                logits = forward(run.model, batch.input_ids, batch.attention_mask, batch.token_type_ids)
+                logits = run.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
             loss, _ = run.loss(logits, batch.targets)
             loss = loss * batch.weight
             run.scaler.scale(loss * (run.engine.loss_scale / count)).backward()
@@ -235,13 +235,13 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
 
 
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
-    weights = run.engine.model_state(run.model)
+    weights = model_weights(run.engine.model_state(run.model))
     card = model_card(run.config, run.reranker, state["metrics"], state["step"], run.summary)
     run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
-    weights = run.engine.model_state(run.model)
+    weights = model_weights(run.engine.model_state(run.model))
     optimizer = run.engine.optimizer_state(run.model, run.optimizer)
 
     def write() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rankery.config import TrainConfig, load_config
+from rankery.config import DECODER_KEYS, TrainConfig, load_config
 from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder, encode, is_cached, open_encoded
 from rankery.data.plan import Plan, computed_tokens
 from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths
@@ -24,10 +24,18 @@ from rankery.errors import InputError
 from rankery.losses import LOSSES, Loss
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.cross_encoder import CrossEncoder
+from rankery.models.llm_decoder import LLMDecoder
+from rankery.models.reranker import Reranker
 from rankery.training import checkpoint
 from rankery.training.engine import DTYPES, Engine
 from rankery.training.optim import build_optimizer, unused_groups
 from rankery.training.tracking import check_tracker
+
+# Keys of the configuration that `from_pretrained` of both kinds of reranker takes.
+MODEL_KEYS = (
+    *("max_len", "query_format", "document_format", "seed", "trust_remote_code", "revision", "cache_dir"),
+    *("hidden_dropout", "attention_dropout"),
+)
 
 
 @dataclass
@@ -36,7 +44,7 @@ class Run:
 
     config: TrainConfig
     engine: Engine
-    reranker: CrossEncoder  # its model is the one that `model` wraps or shards
+    reranker: Reranker  # its scorer is what `model` wraps or shards
     model: Any
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -111,8 +119,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = engine.prepare_model(reranker.model)
-    reranker.model = model
+    model = engine.prepare_model(reranker.scorer)
     optimizer = build_optimizer(model, config, fused=not engine.sharded)
     scaler = engine.gradient_scaler()
     if found:
@@ -143,21 +150,14 @@ def _find_files(config: TrainConfig) -> dict[str, list[Path]]:
     return files
 
 
-def _load_model(config: TrainConfig, path: str | Path) -> CrossEncoder:
-    return CrossEncoder.from_pretrained(
-        path,
-        config.num_labels,
-        max_len=config.max_len,
-        query_format=config.query_format,
-        document_format=config.document_format,
-        device="cpu",
-        dtype=torch.float32,
-        seed=config.seed,
-        trust_remote_code=config.trust_remote_code,
-        revision=config.revision,
-        cache_dir=config.cache_dir,
-        hidden_dropout=config.hidden_dropout,
-        attention_dropout=config.attention_dropout,
+def _load_model(config: TrainConfig, path: str | Path) -> Reranker:
+    """The model to train, with the settings that are left open as they were saved or by default."""
+    common: dict[str, Any] = {key: getattr(config, key) for key in MODEL_KEYS}
+    common |= {"device": "cpu", "dtype": torch.float32}
+    if config.model_type == "bert_encoder":
+        return CrossEncoder.from_pretrained(path, config.num_labels, **common)
+    return LLMDecoder.from_pretrained(
+        path, config.num_labels, **common, **{key: getattr(config, key) for key in DECODER_KEYS}
     )
 
 
@@ -180,7 +180,7 @@ def layer_class(config: TrainConfig) -> str:
 
 
 def _prepare_data(
-    config: TrainConfig, files: dict[str, list[Path]], reranker: CrossEncoder, labels: LabelRange, cache: Path
+    config: TrainConfig, files: dict[str, list[Path]], reranker: Reranker, labels: LabelRange, cache: Path
 ) -> dict[str, str]:
     """Checks all files that are not in the cache, then tokenises them; returns the names of the cache folders."""
     keys = {name: cache_key(paths, reranker.tokenizer, reranker.template, labels) for name, paths in files.items()}
@@ -267,7 +267,7 @@ def describe(run: Run) -> str:
     return (
         f"{run.summary}\n"
         f"engine {engine.kind}, {_counted(engine.processes, 'process', 'es')}, device {engine.device.type}, "
-        f"precision {config.mixed_precision}, attention {run.model.config._attn_implementation}\n"
+        f"precision {config.mixed_precision}, attention {run.reranker.model.config._attn_implementation}\n"
         f"{parameters / 1e6:.1f} M parameters from {config.model_name_or_path}\n"
         f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {plan.batch} pairs and about "
         f"{real.mean():.0f} tokens a step, micro-batches of {plan.budget} tokens, "

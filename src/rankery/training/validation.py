@@ -13,37 +13,65 @@ import torch
 from rankery.config import TrainConfig
 from rankery.data.collate import collate
 from rankery.data.encoding import EncodedPairs
-from rankery.data.plan import deal
+from rankery.data.plan import MicroBatch, deal
+from rankery.errors import InputError
 from rankery.losses import Loss
 from rankery.models.budget import pad_multiple
-from rankery.models.reranker import expected_grade, forward
+from rankery.models.reranker import expected_grade
 from rankery.training.engine import Engine
 
 
-@torch.no_grad()
-def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: int) -> torch.Tensor:
-    """Logits of all pairs, fp32 on the CPU: [pairs] or [pairs, labels]."""
-    model.eval()
+def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: int, labels: int) -> torch.Tensor:
+    """Logits of all pairs, fp32 on the CPU: [pairs] or [pairs, labels]. Out of memory: again with half the token budget.
+
+    Raises:
+        InputError: not even one pair at a time fits into memory.
+    """
     everything = np.arange(len(data))
-    shares = deal(everything, np.ones(len(data), dtype=np.int64), data.lengths, engine.processes, budget)
-    labels = int(model.config.num_labels)
-    logits = torch.zeros((len(data), labels), dtype=torch.float64)
-    for micro_batch in shares[engine.process]:
-        batch = collate(data, micro_batch.examples, micro_batch.weight, pad_multiple(engine.device)).to(engine.device)
-        with engine.autocast():
-            out = forward(model, batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        if batch.weight:
-            logits[torch.from_numpy(micro_batch.examples)] = out.cpu().double().reshape(-1, labels)
+    while True:
+        shares = deal(everything, np.ones(len(data), dtype=np.int64), data.lengths, engine.processes, budget)
+        logits = _local_logits(engine, model, data, shares[engine.process], labels)
+        if not engine.sum(torch.tensor([float(logits is None)])).item():
+            break
+        if all(len(micro_batch.examples) == 1 for share in shares for micro_batch in share):
+            raise InputError(
+                "out of memory in the evaluation with one pair at a time; set a smaller max_len", shared=True
+            )
+        budget //= 2
+    assert logits is not None
     logits = engine.sum(logits).cpu().float()
-    model.train()
     return logits.squeeze(1) if labels == 1 else logits
+
+
+@torch.no_grad()
+def _local_logits(
+    engine: Engine, model: Any, data: EncodedPairs, share: list[MicroBatch], labels: int
+) -> torch.Tensor | None:
+    """Logits of this process's pairs, 0 elsewhere, [pairs, labels] fp64; None where memory ran out."""
+    model.eval()
+    logits = torch.zeros((len(data), labels), dtype=torch.float64)
+    try:
+        for micro_batch in share:
+            batch = collate(data, micro_batch.examples, micro_batch.weight, pad_multiple(engine.device))
+            batch = batch.to(engine.device)
+            with engine.autocast():
+                out = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            if batch.weight:
+                logits[torch.from_numpy(micro_batch.examples)] = out.cpu().double().reshape(-1, labels)
+    except torch.OutOfMemoryError:
+        if engine.sharded:  # the others wait inside a collective call: the launcher stops them
+            raise
+        return None
+    finally:
+        model.train()
+    return logits
 
 
 def evaluate(
     engine: Engine, model: Any, data: EncodedPairs, loss: Loss, budget: int, config: TrainConfig
 ) -> dict[str, float]:
     """Metrics by name, with "loss"; equal on all processes."""
-    logits = validation_logits(engine, model, data, budget)
+    logits = validation_logits(engine, model, data, budget, config.num_labels)
 
     def measure() -> dict[str, float]:
         from rankery.evaluate.metrics import ranking_metrics

@@ -1,0 +1,280 @@
+"""LLM-decoder rerankers: a prompt around query and document, scored at its last token.
+
+Contract: `head: score` is a plain Hugging Face sequence-classification directory, `head: yes_no` a plain causal language
+model; each scores alike in transformers on the same ids. The last token is found by length, so pad ids mean nothing to us;
+for transformers, which searches for the pad id, a directory never has a pad that its prompt ends in. Rejected: padding to
+the left, which moves positions and wants masks everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
+from rankery.errors import InputError
+from rankery.models.contract import check_arguments, check_template, read_contract, verify_golden
+from rankery.models.loading import check_tokenizer, choose_device, choose_dtype, choose_max_len, loading, set_dropout
+from rankery.models.prompts import Reading, resolve_prompt
+from rankery.models.reranker import Reranker
+from rankery.models.scorer import LastTokenScorer, YesNoScorer
+
+# Tokens that families keep free; one of them may pad.
+RESERVED = re.compile(r"reserved|unused|extra|fim_|_pad|<pad>|\[pad\]", re.IGNORECASE)
+NEW_PAD = "<|rankery_pad|>"
+
+
+class LLMDecoder(Reranker):
+    """A reranker made from an LLM decoder."""
+
+    model_type = "llm_decoder"
+    scored_token = "last"
+    scorer: LastTokenScorer
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        template: PairTemplate,
+        labels: tuple[float, float] = (0.0, 1.0),
+        prompt: Prompt | None = None,
+        reading: Reading | None = None,
+    ):
+        self.prompt, self.reading = prompt or Prompt(), reading or Reading()
+        yes_no = self.reading.head == "yes_no"
+        scorer = YesNoScorer(model, word_ids(tokenizer, self.reading)) if yes_no else LastTokenScorer(model)
+        super().__init__(scorer.eval(), tokenizer, template, labels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str | Path,
+        num_labels: int | None = None,
+        query_format: str | None = None,
+        document_format: str | None = None,
+        seq: str | None = None,
+        special_token: str | None = None,
+        *,
+        prefix: str | None = None,
+        head: str | None = None,
+        yes_word: str | None = None,
+        no_word: str | None = None,
+        prompt: str | None = None,
+        instruction: str | None = None,
+        max_len: int | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        seed: int | None = None,
+        verify: bool = True,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        hidden_dropout: float | None = None,
+        attention_dropout: float | None = None,
+    ) -> LLMDecoder:
+        """Loads a reranker, or a base LLM (with a new, small head, or asked for yes or no).
+
+        The input is prefix + query_format(query) + seq + document_format(document) + special_token. What is None is as
+        saved, else as in the preset `prompt`, else "query: {}", "document: {}", " " and "</s>" for a score head, and a plain
+        question for yes and no.
+
+        Args:
+            model_name_or_path: folder, name on the model hub, or a GGUF file.
+            num_labels: logits of a score head; None: as saved, 1 for a base model.
+            query_format: text around the query, `{}` is the query.
+            document_format: same for the document.
+            seq: between the two.
+            special_token: ends the input; one or several tokens.
+            prefix: before the query: system and instruction texts.
+            head: `score`, a trained head, or `yes_no`: logit(yes_word) - logit(no_word) of the next token.
+            yes_word: one token; with a leading space where the prompt does not end in one.
+            no_word: same; "": the logit of yes_word alone.
+            prompt: preset, `qwen3-reranker` or `bge-reranker-v2-gemma`.
+            instruction: the task, for a preset that has a place for it.
+            max_len: tokens of a pair at most; None: as saved, else what the model takes, 512 at most.
+            device: None: the accelerator if there is one, else the CPU.
+            dtype: torch dtype or its name; None: float32 on CPUs, bfloat16 on accelerators that compute in it.
+            seed: makes the new head of a base model reproducible.
+            verify: score the contract's probes and compare; False skips it.
+            trust_remote_code: run model code that the checkpoint brings along.
+            revision: branch, tag or commit on the hub.
+            cache_dir: folder of downloads.
+            hidden_dropout: dropout on hidden states in training; None: the model's own.
+            attention_dropout: same on attention probabilities.
+
+        Raises:
+            InputError: no such model, arguments that contradict the contract, a prompt that cannot be built, words that are
+                not one token each, or scores that contradict the contract.
+        """
+        name = os.path.expanduser(model_name_or_path)
+        contract = read_contract(Path(name))
+        texts = {
+            "query_format": query_format, "document_format": document_format, "seq": seq, "special_token": special_token,
+            "prefix": prefix, "head": head, "yes_word": yes_word, "no_word": no_word,
+        }  # fmt: skip
+        if contract is None:
+            shown, reading = resolve_prompt(prompt, instruction, texts, {})
+        else:
+            if prompt is not None or instruction is not None:
+                wanted, wanted_reading = resolve_prompt(prompt, instruction, texts, {})
+                texts = {**asdict(wanted), **asdict(wanted_reading)}
+            check_arguments(contract, {**texts, "num_labels": num_labels, "model_type": cls.model_type}, name)
+            shown, reading = resolve_prompt(None, None, {}, contract)
+        if reading.head == "yes_no" and num_labels not in (None, 1):
+            raise InputError(f"num_labels is {num_labels}; a yes_no head gives one score: expected 1")
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
+        hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
+        with loading(name):
+            model, tokenizer = _load(name, reading.head, num_labels, seed, hub, (hidden_dropout, attention_dropout))
+        check_tokenizer(name, tokenizer, model.config)
+        saved = contract or {}
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        length = choose_max_len(max_len, saved.get("max_len"), limit, tokenizer, name)
+        template = prompt_template(tokenizer, length, shown, pad_token_id=_pad(model, tokenizer, shown))
+        labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
+        reranker = cls(model.to(device=device, dtype=dtype), tokenizer, template, labels, shown, reading)
+        if contract is not None:
+            check_template(contract, template, name)
+            if verify:
+                verify_golden(contract, reranker, name)
+        return reranker
+
+    def settings(self) -> dict[str, Any]:
+        return {**asdict(self.prompt), **asdict(self.reading)}
+
+    def reopened(self, folder: Path, trust_remote_code: bool) -> LLMDecoder:
+        from transformers import AutoTokenizer
+
+        hub = {"trust_remote_code": trust_remote_code}
+        model = _auto_class(self.reading.head).from_pretrained(folder, dtype=torch.float32, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **hub)
+        return LLMDecoder(model, tokenizer, self.template, self.labels, self.prompt, self.reading)
+
+
+def word_ids(tokenizer: Any, reading: Reading) -> tuple[int, ...]:
+    """Ids of the words that are read, one token each.
+
+    Raises:
+        InputError: a word of no or several tokens.
+    """
+    words = [word for word in (reading.yes_word, reading.no_word) if word]
+    pieces = tokenize(tokenizer, words)
+    problems = [
+        f"{word!r} is {len(ids)} tokens ({', '.join(map(repr, tokenizer.convert_ids_to_tokens(ids)))}); yes_word and no_word are "
+        "one token each: choose another word, with a leading space or without"
+        for word, ids in zip(words, pieces, strict=True)
+        if len(ids) != 1
+    ]
+    if not reading.yes_word:
+        problems.append("yes_word is empty; expected a word of one token")
+    if len(pieces) == 2 and pieces[0] == pieces[1]:
+        problems.append(f"yes_word {reading.yes_word!r} and no_word {reading.no_word!r} are the same token")
+    if problems:
+        raise InputError(problems)
+    return tuple(ids[0] for ids in pieces)
+
+
+def _auto_class(head: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if head == "yes_no" else AutoModelForSequenceClassification
+
+
+def _load(
+    name: str,
+    head: str,
+    num_labels: int | None,
+    seed: int | None,
+    hub: dict[str, Any],
+    dropout: tuple[float | None, ...],
+) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder, hub name or GGUF file, in fp32."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder, gguf = _gguf(name)
+    if gguf:
+        model, tokenizer = _load_gguf(folder, gguf, head, num_labels or 1)
+        set_dropout(model.config, *dropout)
+        is_reranker = False
+    else:
+        config = AutoConfig.from_pretrained(name, **hub)
+        is_reranker = any("ForSequenceClassification" in kind for kind in config.architectures or [])
+        if is_reranker and head == "yes_no":
+            raise InputError(
+                f"model_name_or_path is {name!r}, a classification model; a yes_no head wants a language model"
+            )
+        set_dropout(config, *dropout)
+        if head == "score":
+            config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        model = _auto_class(head).from_pretrained(name, config=config, dtype=torch.float32, **hub)
+    if head == "score":
+        if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+            raise InputError(f"model_name_or_path is {name!r}, a {type(model).__name__}; expected an LLM decoder")
+        if not is_reranker:
+            # Final norms make hidden states large: a small head starts near even odds.
+            torch.manual_seed(0 if seed is None else seed)
+            torch.nn.init.normal_(model.score.weight, std=1.0 / model.score.in_features)
+    return model, tokenizer
+
+
+def _gguf(name: str) -> tuple[str, str | None]:
+    """(folder, file) of a GGUF file, or of a folder that holds one and no config.json; else (name, None)."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        return str(path.parent), path.name
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
+    if len(files) > 1:
+        raise InputError(f"model_name_or_path is {name!r}, which holds {len(files)} GGUF files; name one of them")
+    return (name, files[0].name) if files else (name, None)
+
+
+def _load_gguf(folder: str, file: str, head: str, num_labels: int) -> tuple[Any, Any]:
+    """transformers unpacks the weights; a fresh model takes them, which knows nothing of their quantisation."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    config = unpacked.config
+    for name in ("quantization_config", "_name_or_path"):
+        if hasattr(config, name):
+            delattr(config, name)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        fresh = _auto_class(head).from_config(config)
+    fresh = fresh.to_empty(device="cpu").float()
+    fresh.init_weights()
+    source = unpacked if head == "yes_no" else unpacked.base_model
+    (fresh if head == "yes_no" else fresh.base_model).load_state_dict(source.state_dict())
+    fresh.tie_weights()
+    return fresh, tokenizer
+
+
+def _pad(model: Any, tokenizer: Any, prompt: Prompt) -> int:
+    """A pad id that the prompt does not end in; set in model and tokenizer, which get a new row if none is free."""
+    ends = tokenize(tokenizer, [prompt.special_token])[0][-1:]
+    pad = tokenizer.pad_token_id
+    if pad is None or [pad] == ends:
+        specials = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, *ends}
+        rows = model.get_input_embeddings().num_embeddings
+        free = [
+            (index, token.content)
+            for index, token in sorted(tokenizer.added_tokens_decoder.items())
+            if index not in specials and index < rows and RESERVED.search(token.content)
+        ]
+        tokenizer.pad_token = free[0][1] if free else NEW_PAD
+        if not free:
+            tokenizer.add_special_tokens({"pad_token": NEW_PAD})
+            if len(tokenizer) > rows:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        pad = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = pad
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = pad
+    return int(pad)

@@ -1,0 +1,114 @@
+"""What loading any kind of reranker shares: where it runs, in which precision, and one clear error when it cannot be loaded.
+
+Contract: nothing is downloaded that was not asked for, no code of a checkpoint runs unless trusted, and transformers' own
+warnings (a new head is a missing weight to it) stay silent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from rankery.errors import InputError
+from rankery.models.budget import computes_bf16
+
+DEFAULT_MAX_LEN = 512
+# What the families call their dropout.
+DROPOUT_NAMES = {
+    "hidden": ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout"),
+    "attention": ("attention_probs_dropout_prob", "attention_dropout"),
+}
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turns what transformers raises into one InputError, and keeps it quiet.
+
+    Raises:
+        InputError: the model is not there, or cannot be read.
+    """
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    if name.startswith((".", "/", "~")) and not os.path.exists(name):
+        raise InputError(f"model_name_or_path is {name!r}; there is no such folder")
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        first = " ".join(str(error).split())[:400]
+        raise InputError(
+            f"model_name_or_path is {name!r}; it could not be loaded: {first}; expected a folder with config.json, "
+            "model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def check_tokenizer(name: str, tokenizer: Any, config: Any) -> None:
+    """Without its files, transformers makes a tokenizer of the special tokens alone."""
+    known, expected = len(tokenizer), getattr(config, "vocab_size", 0)
+    if known < expected // 2:
+        raise InputError(
+            f"model_name_or_path is {name!r}; its tokenizer has {known} tokens, the model {expected}: tokenizer.json is missing"
+        )
+
+
+def set_dropout(config: Any, hidden: float | None, attention: float | None) -> None:
+    """Sets the dropout that a family has, under its own names; None leaves it."""
+    for kind, value in (("hidden", hidden), ("attention", attention)):
+        names = [name for name in DROPOUT_NAMES[kind] if hasattr(config, name)]
+        if value and not names:
+            raise ValueError(
+                f"{kind}_dropout is {value}, but {type(config).__name__} has none of {DROPOUT_NAMES[kind]}"
+            )
+        for name in names if value is not None else ():
+            setattr(config, name, value)
+
+
+def choose_max_len(wanted: int | None, saved: int | None, limit: int | None, tokenizer: Any, name: str) -> int:
+    """Tokens of a pair: what is asked for, else as saved, else what model and tokenizer take, 512 at most."""
+    if wanted is None:
+        wanted = saved or min(n for n in (limit, tokenizer.model_max_length, DEFAULT_MAX_LEN) if n)
+    if limit is not None and wanted > limit:
+        raise InputError(f"max_len is {wanted}; {name} takes at most {limit} tokens: set max_len to {limit} or less")
+    return wanted
+
+
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """A device that this machine has; None: its accelerator, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    default = torch.device(accelerator.type) if accelerator is not None else torch.device("cpu")
+    if name is None:
+        return default
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", default.type):
+        raise InputError(f"device is {str(name)!r}; expected cpu{'' if default.type == 'cpu' else f' or {default}'}")
+    return device
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The named dtype; None: float32 on CPUs, bfloat16 on accelerators that compute in it."""
+    if dtype is None:
+        native = device.type == "cuda" and computes_bf16()
+        return torch.bfloat16 if native else torch.float32
+    if isinstance(dtype, str):
+        named = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
+        found = getattr(torch, named, None)
+        if not isinstance(found, torch.dtype):
+            raise InputError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
+        dtype = found
+    if dtype == torch.float16 and device.type == "cpu":
+        raise InputError("dtype is float16 on a CPU, which computes it slowly and badly; expected float32 or bfloat16")
+    return dtype

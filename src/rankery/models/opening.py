@@ -1,0 +1,61 @@
+"""Opens a reranker of either kind from its path alone: what `rankery evaluate`, `rerank` and `export` do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rankery.errors import InputError
+from rankery.models.contract import read_contract
+from rankery.models.loading import loading
+from rankery.models.reranker import Reranker
+
+
+def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) -> Reranker:
+    """The reranker that a folder holds, or a hub name or GGUF file stands for.
+
+    A folder that rankery saved says what it is. Of others, a causal language model is asked for yes or no (`prompt` names the
+    preset to ask with), any other model scores with its classification head.
+
+    Args:
+        model: folder, hub name or GGUF file.
+        prompt: preset, as for `LLMDecoder.from_pretrained`.
+        options: as for `from_pretrained`.
+
+    Raises:
+        InputError: as `from_pretrained`; a prompt for a model that is no decoder.
+    """
+    from rankery.models.cross_encoder import CrossEncoder
+    from rankery.models.llm_decoder import LLMDecoder
+
+    name = os.path.expanduser(model)
+    contract = read_contract(Path(name))
+    if contract is not None:
+        is_decoder, head = contract["model_type"] == LLMDecoder.model_type, None
+    else:
+        is_decoder, head = _decoder_kind(name)
+    if is_decoder:
+        return LLMDecoder.from_pretrained(name, prompt=prompt, head=head, **options)
+    if prompt is not None:
+        raise InputError(f"prompt is {prompt!r}, but {name} is an encoder, which takes none")
+    return CrossEncoder.from_pretrained(name, **options)
+
+
+def _decoder_kind(name: str) -> tuple[bool, str | None]:
+    """(whether a model without a contract is a decoder, the head it has to be read with)."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if name.endswith(".gguf"):
+        return True, "yes_no"
+    with loading(name):
+        config = AutoConfig.from_pretrained(name)
+    kind = config.model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return False, None
+    classifies = any("ForSequenceClassification" in name for name in config.architectures or [])
+    return True, "score" if classifies else "yes_no"

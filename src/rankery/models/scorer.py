@@ -1,0 +1,114 @@
+"""What an engine wraps and a loop calls: token ids -> logits, whatever transformers model stands behind.
+
+Contract: one call of the module computes the logits of a micro-batch, so that the hooks of DDP, FSDP2 and DeepSpeed see every
+use of a weight. The transformers model inside is untouched: its names are those of the saved directory, with `model.` before.
+Decoders are scored at the last real token, found by length. Cost: decoders compute the head for one position a pair, and
+yes/no models two rows of the vocabulary. Rejected: the position of the pad id, which transformers searches for (a template
+may end in that very token), and the model's own `forward`, which multiplies every position by the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+# Shapes: B pairs, T tokens, H width of the model, L labels.
+
+
+class Scorer(torch.nn.Module):
+    """A sequence-classification model as it is: BERT-like encoders."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    @property
+    def num_labels(self) -> int:
+        return int(self.model.config.num_labels)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits, [B] for one label, else [B, L], of input_ids and masks [B, T], padded to the right."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+
+
+class LastTokenScorer(Scorer):
+    """A decoder with a classification head, read at the last real token."""
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        logits = self.head(self.last_hidden(input_ids, attention_mask))
+        return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L] of hidden states [B, H]."""
+        return self.model.score(hidden)
+
+    def last_hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Hidden state of each pair's last real token, [B, H]."""
+        # Padding is to the right and attention causal: no real token sees a padded one, and without a mask the fused kernels run.
+        mask = None if is_causal(self.model.config) else attention_mask
+        hidden = self.model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        last = attention_mask.sum(dim=1) - 1
+        return hidden[torch.arange(len(last), device=hidden.device), last]
+
+
+class YesNoScorer(LastTokenScorer):
+    """A causal language model, read at the next token: logit(yes) - logit(no), or logit(yes) alone.
+
+    The first is the log odds of "yes" against "no" (Nogueira et al. 2020, "Document Ranking with a Pretrained
+    Sequence-to-Sequence Model", section 3; the Qwen3-Reranker family), the second the score of bge-reranker-v2-gemma.
+
+    Args:
+        model: a transformers model with a vocabulary head.
+        words: ids of "yes" and "no", or of "yes" alone.
+    """
+
+    def __init__(self, model: Any, words: tuple[int, ...]):
+        super().__init__(model)
+        self.vocabulary = VocabularyRows(model.get_output_embeddings(), words)
+
+    @property
+    def num_labels(self) -> int:
+        return 1
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = final_logits(self.vocabulary(hidden), self.model.config)
+        return logits[:, :1] - logits[:, 1:] if logits.shape[1] == 2 else logits
+
+
+class VocabularyRows(torch.nn.Module):
+    """Some rows of a vocabulary head; shares its weights. A module of its own, so that ZeRO-3 gathers them for it."""
+
+    def __init__(self, vocabulary_head: Any, rows: tuple[int, ...]):
+        super().__init__()
+        self.weight, self.bias = vocabulary_head.weight, vocabulary_head.bias
+        self.rows = list(rows)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden, self.weight[self.rows], None if self.bias is None else self.bias[self.rows])
+
+
+def model_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a scorer's state, the weights of its transformers model, by that model's names."""
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+
+
+def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some families do to vocabulary logits: scale them (Cohere, Granite), or cap them (Gemma 2: cap * tanh(x / cap))."""
+    config = config.get_text_config()
+    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def is_causal(config: Any) -> bool:
+    """Whether tokens see only those before them; a few decoders are made into encoders by their config."""
+    config = config.get_text_config()
+    return bool(getattr(config, "is_causal", True)) and not getattr(config, "use_bidirectional_attention", False)
