@@ -32,7 +32,7 @@ from rankery.config import load_config
 from rankery.demo_data import base_model_path, docstring_pairs
 from rankery.models.contract import PROBES
 from rankery.training import loop
-from rankery.training.engine import Engine
+from rankery.training.engine import start_engine
 from rankery.training.run import Run, build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +86,7 @@ class Bench:
 
     def build(self, **changes: Any) -> Run:
         config = load_config(self.settings(**changes))
-        run = build(config, Engine.start(config.mixed_precision, lambda: ""))
+        run = build(config, start_engine(config))
         run.model.train()
         return run
 
@@ -131,12 +131,12 @@ def overflow(bench: Bench) -> str:
         return "left out: fp16 needs an accelerator"
     run = bench.build(mixed_precision="fp16")
     before = next(run.model.parameters()).detach().clone()
-    run.scaler.update(2.0**40)  # no gradient survives this
+    run.engine.scaler.update(2.0**40)  # no gradient survives this
     number, batches = next(loop._steps(run, 0))
     _, _, updated = loop.train_step(run, number, batches)
     assert not updated, "an overflow was counted as an update"
     assert torch.equal(before, next(run.model.parameters())), "an overflow changed the weights"
-    return f"an overflow changed nothing and brought the loss scale to {run.scaler.get_scale():.0f}"
+    return f"an overflow changed nothing and brought the loss scale to {run.engine.scaler.get_scale():.0f}"
 
 
 def out_of_memory(bench: Bench) -> str:

@@ -92,7 +92,7 @@ def measure(data: Path, steps: int) -> dict[str, float]:
     from rankery.demo_data import base_model_path
     from rankery.models.budget import computes_bf16, keep_large_blocks
     from rankery.training import loop
-    from rankery.training.engine import Engine
+    from rankery.training.engine import start_engine
     from rankery.training.run import build, describe
 
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -105,9 +105,9 @@ def measure(data: Path, steps: int) -> dict[str, float]:
     }  # fmt: skip
     config = load_config(settings)
     times = [time.perf_counter()]
-    build(config, Engine.start(config.mixed_precision, lambda: ""))
+    build(config, start_engine(config))
     times.append(time.perf_counter())
-    run = build(config, Engine.start(config.mixed_precision, lambda: ""))  # finds its tokens in the cache
+    run = build(config, start_engine(config))  # finds its tokens in the cache
     times.append(time.perf_counter())
     run.say(describe(run))
     run.model.train()

@@ -76,7 +76,7 @@ def ours(pairs: list[tuple[str, str, float]], precision: str, model: Path | None
     from rankery.config import load_config
     from rankery.models.budget import keep_large_blocks
     from rankery.training import loop
-    from rankery.training.engine import Engine
+    from rankery.training.engine import start_engine
     from rankery.training.run import build
 
     keep_large_blocks()
@@ -88,7 +88,7 @@ def ours(pairs: list[tuple[str, str, float]], precision: str, model: Path | None
                 "mixed_precision": precision, "attention_dropout": 0.0, "log_with": "none",
             }
         )  # fmt: skip
-        run = build(config, Engine.start(precision, lambda: ""))
+        run = build(config, start_engine(config))
         run.model.train()
         batches = loop._batches(run)
         loop.train_step(run, 0, batches[0])

@@ -14,7 +14,7 @@ from conftest import VOCAB, launch, launch_script, make_data, run_python, start_
 from safetensors.torch import load_file, save_file
 
 from rankery import CrossEncoder, train
-from rankery.training.engine import _launch_problems
+from rankery.training.launch import launch_problems
 
 EXACT = {
     "hidden_dropout": 0,
@@ -111,8 +111,8 @@ def test_killed_at_random_moments_ends_as_uninterrupted(config: dict, tmp_path: 
 SPY = """
 import json, os, sys
 from torch.distributed.tensor import DTensor
-from rankery.training import loop
-original = loop.gradient_norm
+from rankery.training import engine
+original = engine.gradient_norm
 def spied(parameters):
     seen = {
         "weights": sorted({str(p.dtype) for p in parameters}), "gradients": sorted({str(p.grad.dtype) for p in parameters}),
@@ -122,7 +122,7 @@ def spied(parameters):
     }
     open(os.environ["SEEN"] + os.environ["RANK"], "w").write(json.dumps(seen))
     return original(parameters)
-loop.gradient_norm = spied
+engine.gradient_norm = spied
 from rankery.cli import main
 sys.exit(main(["train", *sys.argv[1:]]))
 """
@@ -252,10 +252,10 @@ def test_fewer_processes_than_asked_for(config: dict) -> None:
 
 def test_fewer_accelerators_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    (problem,) = _launch_problems("no", False, 2, 1, 1.0)
+    (problem,) = launch_problems("no", 2, 1, 1.0)
     assert "starts 4 processes on this machine, which has 2 accelerators" in problem
-    assert _launch_problems("no", False, 4, 1, 1.0) == []
-    assert _launch_problems("no", False, 0, 1, 1.0) == []
+    assert launch_problems("no", 4, 1, 1.0) == []
+    assert launch_problems("no", 0, 1, 1.0) == []
 
 
 def test_launch_files_that_decide_what_the_configuration_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,14 +263,14 @@ def test_launch_files_that_decide_what_the_configuration_decides(monkeypatch: py
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps is 2 in the configuration but 4"),
         ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "max_grad_norm is 1 in the configuration but 0.5"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision is bf16 in the configuration but fp16"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "asks for DeepSpeed"),
     ):
         with monkeypatch.context() as patched:
             patched.setenv(name, value)
-            (problem,) = _launch_problems("bf16", False, 1, 2, 1.0)
+            (problem,) = launch_problems("bf16", 1, 2, 1.0)
             assert message in problem
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
-    (problem,) = _launch_problems("bf16", True, 1, 2, 1.0)
+    (problem,) = launch_problems("bf16", 1, 2, 1.0)
     assert "asks for FSDP version 1" in problem
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from rankery import CrossEncoder, InputError, train
 from rankery.config import dump_config, load_config
 from rankery.models.scorer import Scorer
-from rankery.training import loop
+from rankery.training import engine, loop
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -263,7 +263,7 @@ def test_damaged_checkpoints(config: dict, capsys: pytest.CaptureFixture) -> Non
     folder = train(config).parent
     shutil.rmtree(folder / "model")
     newest = folder / "checkpoints" / "checkpoint_12"
-    with (newest / "optimizer.safetensors").open("r+b") as file:
+    with (newest / "optimizer-00001-of-00001.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
     train(config, resume=True)
@@ -370,7 +370,7 @@ def test_new_checkpoints_outlive_later_damaged_ones(config: dict, monkeypatch: p
     for step in (6, 8, 10, 12):
         (folder / "checkpoints" / f"checkpoint_{step}" / "state.json").write_text("{}")
     train(settings, resume=True, num_max_checkpoints=1, save_steps=1, epochs=2)
-    assert (folder / "checkpoints" / "checkpoint_12" / "optimizer.safetensors").is_file()
+    assert (folder / "checkpoints" / "checkpoint_12" / "optimizer-00001-of-00001.safetensors").is_file()
     assert "files" in json.loads((folder / "checkpoints" / "checkpoint_12" / "state.json").read_text())
 
 
@@ -458,13 +458,13 @@ def test_soft_labels_are_validated_by_rank_correlation(config: dict, tmp_path: P
 
 
 def test_gradients_are_summed_in_fp32_under_bf16(config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, seen = loop.gradient_norm, []
+    original, seen = engine.gradient_norm, []
 
     def spied(parameters):
         seen.extend(parameter.grad.dtype for parameter in parameters)
         return original(parameters)
 
-    monkeypatch.setattr(loop, "gradient_norm", spied)
+    monkeypatch.setattr(engine, "gradient_norm", spied)
     train(config, mixed_precision="bf16", epochs=1, token_budget=60)
     assert set(seen) == {torch.float32}
 

@@ -1,7 +1,7 @@
 """The output folder: who owns it, checkpoints that are whole or absent, and the way back to the newest.
 
     output_dir/run.json, config.yaml, metrics.jsonl, tensorboard/
-    output_dir/checkpoints/checkpoint_N/{model/, optimizer.safetensors, state.json}
+    output_dir/checkpoints/checkpoint_N/{model/, optimizer-P-of-N.safetensors, state.json}
     output_dir/checkpoints/best_N/      the best model so far
     output_dir/model/                   appears when the run is done
 
@@ -20,7 +20,7 @@ import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,10 +28,15 @@ from rankery.config import RESUME_FREE, TrainConfig, dump_config, load_config
 from rankery.errors import InputError
 from rankery.models.contract import CONTRACT_FILE, foreign_files, written_aside
 
-RUN_FILE, CONFIG_FILE, STATE_FILE, OPTIMIZER_FILE = "run.json", "config.yaml", "state.json", "optimizer.safetensors"
+if TYPE_CHECKING:
+    from rankery.training.engine import Engine
+
+RUN_FILE, CONFIG_FILE, STATE_FILE = "run.json", "config.yaml", "state.json"
 BUDGET_FILE = "token_budget"
 OURS = ("metrics.jsonl", "tensorboard", "wandb", "checkpoints", "model", CONFIG_FILE, RUN_FILE)  # who owns it: last
-LEFTOVER = re.compile(r"\.(tmp|old)-(checkpoint_\d+|best_\d+|model|config\.yaml|run\.json|token_budget)(-.*)?")
+LEFTOVER = re.compile(
+    r"\.(tmp|old)-(checkpoint_\d+|best_\d+|model|config\.yaml|run\.json|token_budget|optimizer)(-.*)?"
+)
 
 
 def check_output_dir(config: TrainConfig) -> None:
@@ -162,24 +167,38 @@ def numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match and (path / mark).is_file())
 
 
-def write_checkpoint(
-    folder: Path,
-    state: dict[str, Any],
-    optimizer: dict[str, torch.Tensor],
-    write_model: Callable[[Path], None],
-    keep: int,
-) -> None:
-    """Writes checkpoint_N (N = state["step"]) and removes all but the newest `keep`.
+def write_optimizer(folder: Path, optimizer: dict[str, torch.Tensor], engine: Engine) -> None:
+    """Puts down what one process keeps of the optimiser (nothing: no file), for `write_checkpoint` to take in.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    name = f"optimizer-{engine.process + 1:05d}-of-{engine.processes:05d}.safetensors"
+    path = folder / "checkpoints" / f".tmp-{name}"
+    try:
+        if optimizer:
+            save_file(optimizer, path)
+    except (OSError, SafetensorError) as error:
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: could not be saved: {error}; what was saved before is whole: make room, then go on with resume=true"
+        ) from error
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any], write_model: Callable[[Path], None], keep: int) -> None:
+    """Writes checkpoint_N (N = state["step"]) with the optimiser files that lie ready; removes all but the newest `keep`.
 
     Raises:
         InputError: the disk is full or not writable; earlier checkpoints stay whole.
     """
-    from safetensors.torch import save_file
-
     target = folder / "checkpoints" / f"checkpoint_{state['step']}"
     with written_aside(target) as aside:
         write_model(aside / "model")
-        save_file(optimizer, aside / OPTIMIZER_FILE)
+        for part in (folder / "checkpoints").glob(".tmp-optimizer-*"):
+            part.rename(aside / part.name.removeprefix(".tmp-"))
         files = {str(path.relative_to(aside)): _measure(path) for path in sorted(aside.rglob("*")) if path.is_file()}
         (aside / STATE_FILE).write_text(json.dumps({**state, "files": files}))
     # Later ones are damaged leftovers of an earlier attempt: they do not count.
@@ -227,7 +246,21 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, d
     return None
 
 
-def load_optimizer(path: Path) -> dict[str, torch.Tensor]:
+def load_optimizer(path: Path, state: dict[str, Any], engine: Engine) -> dict[str, torch.Tensor]:
+    """What this process takes back: its own part where the engine shards it, else the whole.
+
+    Raises:
+        InputError: parts that only the same engine with as many processes can take.
+    """
     from safetensors.torch import load_file
 
-    return load_file(path / OPTIMIZER_FILE)
+    was, now = (state["engine"], state["processes"]), (engine.kind, engine.processes)
+    parts = "zero" in was[0] or "zero" in now[0]
+    if parts and was != now:
+        raise InputError(
+            f"resume: {path.name} was written by {was[0]} with {was[1]} processes, this launch is {now[0]} with {now[1]}; "
+            "DeepSpeed's state is in parts: start as before",
+            shared=True,
+        )
+    process = engine.process if parts else 0
+    return load_file(path / f"optimizer-{process + 1:05d}-of-{was[1]:05d}.safetensors")

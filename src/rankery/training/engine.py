@@ -1,9 +1,10 @@
-"""Processes, device, precision and reductions; the only module that imports accelerate.
+"""Processes, device, precision and reductions; with launch.py the only modules that know accelerate.
 
-Contract: `start` finds out what the launcher asked for and refuses to run as anything less. One process and DDP share a path:
-local backward passes without communication, then one exchange of summed fp32 gradients, so that a failed step can be
-repeated by all. FSDP2 reduces each micro-batch, in fp32. Cost: an exchange a step, not overlapped with the backward pass.
-Rejected: torch's DDP wrapper, whose overlapped exchange cannot be taken back when one process runs out of memory.
+Contract: `start_engine` finds out what the launcher asked for and refuses to run as anything less. One process and DDP share
+a path: local backward passes without communication, then one exchange of summed fp32 gradients, so that a failed step can be
+repeated by all. FSDP2 reduces each micro-batch, in fp32; DeepSpeed has a module of its own. Cost: an exchange a step, not
+overlapped with the backward pass. Rejected: torch's DDP wrapper, whose overlapped exchange cannot be taken back when one
+process runs out of memory.
 """
 
 from __future__ import annotations
@@ -18,87 +19,75 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from rankery.config import TrainConfig
 from rankery.errors import InputError
+from rankery.training.launch import asked_kind, asked_processes, launch_problems, shard_on_cpu
+from rankery.training.optim import build_optimizer, gradient_norm
 
 T = TypeVar("T")
 EXCHANGE_ELEMENTS = 1 << 24  # gradients are exchanged in flat pieces of 64 MiB
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def start_engine(config: TrainConfig) -> Engine:
+    """Joins the processes that the launcher started, as what it asked for.
+
+    Raises:
+        InputError: a launch that contradicts the configuration or cannot be honoured here.
+    """
+    devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    problems = launch_problems(
+        config.mixed_precision, devices, config.gradient_accumulation_steps, config.max_grad_norm
+    )
+    if problems:
+        raise InputError(problems, shared=True)
+    kind, asked = asked_kind(), asked_processes()
+    if not devices and kind not in ("single", "ddp"):
+        shard_on_cpu()
+    from accelerate import PartialState
+
+    # Tokenising on the main process may take long: the others wait for it.
+    patience: dict[str, Any] = {"timeout": timedelta(hours=6)} if kind != "single" else {}
+    state = PartialState(cpu=not devices and kind in ("single", "ddp"), **patience)
+    if state.num_processes != asked:
+        raise InputError(
+            f"the launcher asked for {asked} processes, but training would run on {state.num_processes}; "
+            "expected all of them to join: check num_processes and the devices, or use config/ddp.yaml"
+        )
+    if kind.startswith("zero"):
+        from rankery.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(state, kind, config.mixed_precision)
+    return Engine(state, kind, config.mixed_precision)
+
+
 class Engine:
-    """What really runs: `kind` is single, ddp or fsdp2."""
+    """What really runs: `kind` is single, ddp, fsdp2, or zero0 to zero3 (in a subclass)."""
 
-    def __init__(self, accelerator: Any, kind: str, precision: str):
-        self.accelerator, self.kind, self.precision = accelerator, kind, precision
-        self.device: torch.device = accelerator.device
-        self.processes: int = accelerator.num_processes
-        self.process: int = accelerator.process_index
-        self.is_main: bool = accelerator.is_main_process
-
-    @classmethod
-    def start(
-        cls,
-        precision: str,
-        layer_class: Callable[[], str],
-        gradient_accumulation_steps: int = 1,
-        max_grad_norm: float = 0.0,
-    ) -> Engine:
-        """Joins the processes that the launcher started.
-
-        Args:
-            precision: no, bf16 or fp16.
-            gradient_accumulation_steps: of the configuration; like precision and max_grad_norm, compared with the launch file's.
-            layer_class: gives the name of the model's layer class, which FSDP2 wraps.
-
-        Raises:
-            InputError: a launch that contradicts the configuration or cannot be honoured here.
-        """
-        sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
-        asked = int(os.environ.get("WORLD_SIZE", "1"))
-        devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        problems = _launch_problems(precision, sharded, devices, gradient_accumulation_steps, max_grad_norm)
-        if problems:
-            raise InputError(problems)
-        if not devices and sharded:
-            _shard_on_cpu()
-        from accelerate import Accelerator, InitProcessGroupKwargs
-        from accelerate.state import AcceleratorState
-
-        plugin = _fsdp_plugin(precision, layer_class()) if sharded else None
-        # Tokenising on the main process may take long: the others wait for it.
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-        on_cpu = not devices and not sharded
-        # Another library's accelerator in this process may have another precision; ours is decided here.
-        AcceleratorState._reset_state()
-        accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, fsdp_plugin=plugin, kwargs_handlers=[patience])
-        if accelerator.num_processes != asked:
-            raise InputError(
-                f"the launcher asked for {asked} processes, but training would run on {accelerator.num_processes}; "
-                "expected all of them to join: check num_processes and the devices, or use config/ddp.yaml"
-            )
-        kind = "fsdp2" if sharded else "ddp" if asked > 1 else "single"
-        return cls(accelerator, kind, precision)
+    def __init__(self, state: Any, kind: str, precision: str):
+        self.kind, self.precision = kind, precision
+        self.device: torch.device = state.device
+        self.processes: int = state.num_processes
+        self.process: int = state.process_index
+        self.is_main: bool = state.is_main_process
+        # Loss scaling for fp16; does nothing otherwise.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     @property
     def sharded(self) -> bool:
-        return self.kind == "fsdp2"
+        """Whether a backward pass communicates, so that a failed one cannot be repeated."""
+        return self.kind not in ("single", "ddp")
 
-    @property
-    def loss_scale(self) -> float:
-        """What a local loss is multiplied by, so that the reduced gradient is the sum over processes."""
-        return float(self.processes) if self.sharded else 1.0  # FSDP2 reduces to a mean
-
-    def prepare_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model on its device, equal on all processes (or sharded over them)."""
-        if self.sharded:
-            from accelerate.utils import fsdp2_prepare_model
-
-            return fsdp2_prepare_model(self.accelerator, model)
-        model.to(self.device)
-        if self.kind == "ddp":
-            for tensor in [*model.parameters(), *model.buffers()]:
-                dist.broadcast(tensor.data, src=0)
-        return model
+    def prepare(self, scorer: torch.nn.Module, config: TrainConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """The model on its device, equal on all processes (or sharded over them), and its optimiser."""
+        if self.kind == "fsdp2":
+            _shard(scorer, self.precision, self.device)
+        else:
+            scorer.to(self.device)
+            if self.kind == "ddp":
+                for tensor in [*scorer.parameters(), *scorer.buffers()]:
+                    dist.broadcast(tensor.data, src=0)
+        return scorer, build_optimizer(scorer, config, fused=not self.sharded)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Computation in the configured precision; weights stay fp32."""
@@ -106,9 +95,25 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
-    def gradient_scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling for fp16; does nothing otherwise."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+    def backward(self, loss: torch.Tensor, is_last: bool) -> None:
+        """Backward pass of a micro-batch's share of the step's loss; `is_last`: of the step."""
+        scale = self.processes if self.kind == "fsdp2" else 1  # FSDP2 reduces to a mean
+        self.scaler.scale(loss * scale).backward()
+
+    def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> tuple[float, bool]:
+        """(gradient norm before clipping, whether the weights were updated); a norm that is not finite updates nothing."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.exchange_gradients(parameters)
+        self.scaler.unscale_(optimizer)
+        norm = gradient_norm(parameters)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            return float(norm), False
+        if max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        before = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return float(norm), self.scaler.get_scale() >= before  # a smaller scale: an overflow, nothing updated
 
     def exchange_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """DDP: gradients become their sum over processes, in fp32. FSDP2 has reduced them in the backward pass."""
@@ -155,17 +160,32 @@ class Engine:
             raise outcome[1]
         return outcome[0]
 
+    def everywhere(self, work: Callable[[], T]) -> T:
+        """Runs work on every process; an error on any of them is raised on all."""
+        result: Any = None
+        error: Any = None
+        try:
+            result = work()
+        except (ValueError, OSError) as caught:
+            error = caught
+        failed = next((found for found in self.gather(error) if found is not None), None)
+        if failed is not None:
+            failed.shared = True
+            raise failed
+        return result
+
     def model_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Full fp32 weights on the main process, empty on others; all processes call it."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        if not self.sharded:
+        if self.kind != "fsdp2":
             return model.state_dict() if self.is_main else {}
         full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         return {name: tensor.clone() for name, tensor in full.items()}  # gathered ones may be views of padded storage
 
     def optimizer_state(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-        """Full optimiser state on the main process, by "parameter|state"; all processes call it."""
+        """What this process has to keep of the optimiser, by "parameter|state": all of it on the main process, nothing on
+        the others. All processes call it."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -180,7 +200,7 @@ class Engine:
     def load_optimizer_state(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]
     ) -> None:
-        """Takes back what `optimizer_state` gave; every process holds the full state."""
+        """Takes back what `optimizer_state` gave the main process."""
         if not saved:
             return
         from torch.distributed.checkpoint.state_dict import (
@@ -218,83 +238,32 @@ def _sum_in_place(tensors: list[torch.Tensor]) -> None:
         tensor.copy_(summed.view_as(tensor))
 
 
-def _launch_problems(
-    precision: str, sharded: bool, devices: int, gradient_accumulation_steps: int, max_grad_norm: float
-) -> list[str]:
-    """What the launcher's environment, the configuration and this machine's accelerators disagree on."""
-    problems = []
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if 0 < devices < local:
-        problems.append(
-            f"the launcher starts {local} processes on this machine, which has {devices} accelerators; expected one for each: "
-            "set num_processes in the launch file, or CUDA_VISIBLE_DEVICES"
-        )
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", precision):
-        problems.append(
-            f"mixed_precision is {precision} in the configuration but {launched} in the launch file; expected one of them: "
-            "leave it out of the launch file"
-        )
-    for name, key, configured in (
-        ("GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", gradient_accumulation_steps),
-        ("GRADIENT_CLIPPING", "max_grad_norm", max_grad_norm),
-    ):
-        value = os.environ.get(f"ACCELERATE_{name}", "1")  # 1 is what accelerate says when the file says nothing
-        if value not in ("1", "none", "auto") and float(value) != configured:
-            problems.append(
-                f"{key} is {configured:g} in the configuration but {value} ({name.lower()}) in the launch file; expected one of "
-                "them: leave it out of the launch file"
-            )
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-        problems.append(
-            "the launch file asks for DeepSpeed; this release trains with DDP and FSDP2: use config/ddp.yaml"
-        )
-    if sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-        problems.append(
-            "the launch file asks for FSDP version 1; expected fsdp_version: 2, as in config/default_fsdp.yaml"
-        )
-    if sharded and not devices and os.environ.get("RANKERY_CPU_ENGINES") != "1":
-        problems.append(
-            "the launch file asks for FSDP, but there is no accelerator; use config/ddp.yaml on CPUs "
-            "(RANKERY_CPU_ENGINES=1 shards on CPUs for tests)"
-        )
-    if precision == "fp16" and not devices:
-        problems.append(
-            "mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no"
-        )
-    return problems
+def _shard(scorer: torch.nn.Module, precision: str, device: torch.device) -> None:
+    """FSDP2, in place: a unit for each of the model's repeated layers, one for the rest. Options are the launch file's.
 
-
-def _shard_on_cpu() -> None:
-    """Lets accelerate shard on CPUs, for tests: it would silently train undistributed otherwise."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-
-    def gloo(*_: Any, **__: Any) -> tuple[str, DistributedType]:
-        return "gloo", DistributedType.MULTI_GPU
-
-    PartialState._prepare_backend = gloo
-
-
-def _fsdp_plugin(precision: str, layer_class: str) -> Any:
+    Communicated and computed in the configured precision, reduced in fp32; outputs are fp32.
+    """
     from accelerate import FullyShardedDataParallelPlugin
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
-    if named and layer_class not in named.split(","):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"note: the launch file wraps {named}; this model is made of {layer_class}, which is wrapped instead")
-        os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = layer_class
-    # Communicated and computed in the configured precision, reduced in fp32.
-    policy = MixedPrecisionPolicy(
-        param_dtype=None if precision == "no" else DTYPES[precision], reduce_dtype=torch.float32
-    )
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[layer_class],
-        mixed_precision_policy=policy,
-        cpu_ram_efficient_loading=False,
-    )
+    layers = repeated_layers(scorer)
+    named, found = os.environ.pop("FSDP_TRANSFORMER_CLS_TO_WRAP", ""), type(layers[0]).__name__
+    if named and found not in named.split(",") and os.environ.get("RANK", "0") == "0":
+        print(f"note: the launch file wraps {named}; this model is made of {found}, which is wrapped instead")
+    launched = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    computed = None if precision == "no" else DTYPES[precision]
+    layer_policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
+    root_policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    options: dict[str, Any] = {}
+    if launched.cpu_offload:
+        options["offload_policy"] = launched.cpu_offload
+    scorer.to(device)
+    for layer in layers:
+        fully_shard(layer, mp_policy=layer_policy, reshard_after_forward=launched.reshard_after_forward, **options)
+    fully_shard(scorer, mp_policy=root_policy, **options)
+
+
+def repeated_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The model's longest stack of layers."""
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
+    return list(max(stacks, key=lambda stack: len(list(stack))))

@@ -8,6 +8,7 @@ Rejected: carrying generator states in checkpoints, which ties masks to the numb
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from rankery.models.contract import replace as replace_folder
 from rankery.models.contract import write_model_directory
 from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
-from rankery.training.optim import gradient_norm, lr_factor, set_lr
+from rankery.training.optim import lr_factor, set_lr
 from rankery.training.run import Run, describe
 from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate
@@ -98,33 +99,27 @@ def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, floa
     if failed_anywhere:
         bad = [pair for loss, batch in losses if not torch.isfinite(loss) for pair in batch.pairs]
         raise _not_finite(run, number, "the loss", [pair for pairs in engine.gather(bad) for pair in pairs])
-    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    engine.exchange_gradients(parameters)
-    run.scaler.unscale_(run.optimizer)
-    norm = gradient_norm(parameters)
-    if not run.scaler.is_enabled() and not torch.isfinite(norm):
+    norm, updated = engine.update(run.optimizer, run.config.max_grad_norm)
+    if (
+        not math.isfinite(norm) and run.config.mixed_precision != "fp16"
+    ):  # fp16: an overflow, which scales the loss down
         pairs = [int(i) for i in run.plan.examples(number)]
         raise _not_finite(run, number, "the gradient", pairs)
-    if run.config.max_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, run.config.max_grad_norm, norm)
-    before = run.scaler.get_scale()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    return total / count, float(norm), run.scaler.get_scale() >= before  # a smaller scale: an overflow, nothing updated
+    return total / count, norm, updated
 
 
 def _backward(run: Run, number: int, batches: list[Batch], count: int) -> tuple[list[tuple[torch.Tensor, Batch]], bool]:
     """Local forward and backward passes: ((loss sum, batch) of each micro-batch, whether memory ran out)."""
     losses: list[tuple[torch.Tensor, Batch]] = []
     try:
-        for batch in batches:
-            torch.manual_seed(hash((run.config.seed, number, batch.pairs[0])) & (2**63 - 1))
-            batch = batch.to(run.engine.device)
+        for cut in batches:
+            torch.manual_seed(hash((run.config.seed, number, cut.pairs[0])) & (2**63 - 1))
+            batch = cut.to(run.engine.device)
             with run.engine.autocast():
                 logits = run.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
             loss, _ = run.loss(logits, batch.targets)
             loss = loss * batch.weight
-            run.scaler.scale(loss * (run.engine.loss_scale / count)).backward()
+            run.engine.backward(loss / count, is_last=cut is batches[-1])
             losses.append((loss.detach(), batch))
     except torch.OutOfMemoryError:
         if run.engine.sharded:
@@ -241,23 +236,25 @@ def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
-    weights = model_weights(run.engine.model_state(run.model))
-    optimizer = run.engine.optimizer_state(run.model, run.optimizer)
+    engine = run.engine
+    weights = model_weights(engine.model_state(run.model))
+    optimizer = engine.optimizer_state(run.model, run.optimizer)
+    engine.everywhere(lambda: checkpoint.write_optimizer(run.folder, optimizer, engine))
 
     def write() -> None:
         assert tracker is not None
         saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
-        saved["scaler"] = run.scaler.state_dict()
+        saved |= {"scaler": engine.scaler.state_dict(), "engine": engine.kind, "processes": engine.processes}
         card = model_card(run.config, run.reranker, state["metrics"], state["step"], run.summary)
         checkpoint.write_checkpoint(
-            run.folder, saved, optimizer,
-            lambda folder: write_model_directory(folder, run.reranker, weights, card), run.config.num_max_checkpoints,
+            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),
+            run.config.num_max_checkpoints,
         )  # fmt: skip
         for step, path in checkpoint.numbered(run.folder, "best"):
             if step != state["best_step"]:
                 checkpoint.remove(path)
 
-    run.engine.on_main(write)
+    engine.on_main(write)
 
 
 def _drop_future_best(run: Run, step: int) -> None:

@@ -27,8 +27,8 @@ from rankery.models.cross_encoder import CrossEncoder
 from rankery.models.llm_decoder import LLMDecoder
 from rankery.models.reranker import Reranker
 from rankery.training import checkpoint
-from rankery.training.engine import DTYPES, Engine
-from rankery.training.optim import build_optimizer, unused_groups
+from rankery.training.engine import DTYPES, Engine, start_engine
+from rankery.training.optim import unused_groups
 from rankery.training.tracking import check_tracker
 
 # Keys of the configuration that `from_pretrained` of both kinds of reranker takes.
@@ -47,7 +47,6 @@ class Run:
     reranker: Reranker  # its scorer is what `model` wraps or shards
     model: Any
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
     loss: Loss
     train_data: EncodedPairs
     val_data: EncodedPairs | None
@@ -56,6 +55,7 @@ class Run:
     run_id: str
     start: dict[str, Any]  # state of the checkpoint that the run goes on from; empty for a new run
     summary: str
+    parameters: int
 
     @property
     def steps(self) -> int:
@@ -87,13 +87,7 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any
         error.shared = True
         raise
     keep_large_blocks()
-    engine = Engine.start(
-        parsed.mixed_precision,
-        lambda: layer_class(parsed),
-        parsed.gradient_accumulation_steps,
-        parsed.max_grad_norm,
-    )
-    return fit(build(parsed, engine))
+    return fit(build(parsed, start_engine(parsed)))
 
 
 def build(config: TrainConfig, engine: Engine) -> Run:
@@ -119,19 +113,18 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = engine.prepare_model(reranker.scorer)
-    optimizer = build_optimizer(model, config, fused=not engine.sharded)
-    scaler = engine.gradient_scaler()
+    parameters = sum(parameter.numel() for parameter in reranker.scorer.parameters())
+    model, optimizer = engine.prepare(reranker.scorer, config)
     if found:
-        engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0]))
+        engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
-            scaler.load_state_dict(start["scaler"])
+            engine.scaler.load_state_dict(start["scaler"])
     lengths = data["train"].lengths
     plan = Plan(np.ones(len(lengths), dtype=np.int64), lengths, config.seed, batch, engine.processes, budget)
     summary = "\n".join(_describe_encoded(name, encoded) for name, encoded in data.items())
     return Run(
-        resolved, engine, reranker, model, optimizer, scaler, LOSSES[config.loss_type], data["train"], data.get("val"),
-        plan, Path(config.output_dir), run_info["run_id"], start, summary,
+        resolved, engine, reranker, model, optimizer, LOSSES[config.loss_type], data["train"], data.get("val"),
+        plan, Path(config.output_dir), run_info["run_id"], start, summary, parameters,
     )  # fmt: skip
 
 
@@ -159,24 +152,6 @@ def _load_model(config: TrainConfig, path: str | Path) -> Reranker:
     return LLMDecoder.from_pretrained(
         path, config.num_labels, **common, **{key: getattr(config, key) for key in DECODER_KEYS}
     )
-
-
-def layer_class(config: TrainConfig) -> str:
-    """Name of the class of the model's repeated layers, found on a model without weights."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    hub = {"trust_remote_code": config.trust_remote_code, "revision": config.revision, "cache_dir": config.cache_dir}
-    try:
-        model_config = AutoConfig.from_pretrained(config.model_name_or_path, **hub)
-    except (OSError, ValueError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"model_name_or_path is {config.model_name_or_path!r}; it could not be loaded: {first}"
-        ) from None
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(model_config, trust_remote_code=config.trust_remote_code)
-    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module)]
-    return type(max(stacks, key=len)[0]).__name__
 
 
 def _prepare_data(
@@ -263,12 +238,11 @@ def describe(run: Run) -> str:
     sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
     real = np.array([plan.lengths[step.examples].sum() for step in sampled])
     computed = sum(computed_tokens(step, plan.sizes, plan.lengths) for step in sampled)
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return (
         f"{run.summary}\n"
         f"engine {engine.kind}, {_counted(engine.processes, 'process', 'es')}, device {engine.device.type}, "
         f"precision {config.mixed_precision}, attention {run.reranker.model.config._attn_implementation}\n"
-        f"{parameters / 1e6:.1f} M parameters from {config.model_name_or_path}\n"
+        f"{run.parameters / 1e6:.1f} M parameters from {config.model_name_or_path}\n"
         f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {plan.batch} pairs and about "
         f"{real.mean():.0f} tokens a step, micro-batches of {plan.budget} tokens, "
         f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"

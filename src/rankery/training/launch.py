@@ -1,0 +1,96 @@
+"""What a launcher asked for, read from the environment it left, and what this machine can honour.
+
+Contract: pure functions of environment and arguments, but for `shard_on_cpu`. A launch that would train as something less,
+or otherwise than the configuration says, is a list of problems before anything starts.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+TRUE = "true"
+
+
+def asked_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def asked_kind() -> str:
+    """single, ddp, fsdp2 or zero0 to zero3."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == TRUE:
+        return f"zero{zero_stage()}"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == TRUE:
+        return "fsdp2"
+    return "ddp" if asked_processes() > 1 else "single"
+
+
+def zero_stage() -> int:
+    import json
+    from pathlib import Path
+
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file != "none":
+        return int(json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0))
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))  # accelerate's default
+
+
+def launch_problems(precision: str, devices: int, gradient_accumulation_steps: int, max_grad_norm: float) -> list[str]:
+    """What the launcher's environment, the configuration and this machine's accelerators disagree on."""
+    problems = []
+    kind = asked_kind()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < devices < local:
+        problems.append(
+            f"the launcher starts {local} processes on this machine, which has {devices} accelerators; expected one for each: "
+            "set num_processes in the launch file, or CUDA_VISIBLE_DEVICES"
+        )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", precision):
+        problems.append(
+            f"mixed_precision is {precision} in the configuration but {launched} in the launch file; expected one of them: "
+            "leave it out of the launch file"
+        )
+    for name, key, configured in (
+        ("GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", gradient_accumulation_steps),
+        ("GRADIENT_CLIPPING", "max_grad_norm", max_grad_norm),
+    ):
+        value = os.environ.get(f"ACCELERATE_{name}", "1")  # 1 is what accelerate says when the file says nothing
+        if value not in ("1", "none", "auto") and float(value) != configured:
+            problems.append(
+                f"{key} is {configured:g} in the configuration but {value} ({name.lower()}) in the launch file; expected one of "
+                "them: leave it out of the launch file"
+            )
+    if kind.startswith("zero") and find_spec("deepspeed") is None:
+        problems.append(
+            "the launch file asks for DeepSpeed, which is not installed: pip install 'rankery[deepspeed]', or use config/ddp.yaml"
+        )
+    if kind == "fsdp2" and os.environ.get("FSDP_VERSION", "1") != "2":
+        problems.append(
+            "the launch file asks for FSDP version 1; expected fsdp_version: 2, as in config/default_fsdp.yaml"
+        )
+    if kind not in ("single", "ddp") and not devices and os.environ.get("RANKERY_CPU_ENGINES") != "1":
+        problems.append(
+            f"the launch file asks for {'FSDP' if kind == 'fsdp2' else 'DeepSpeed'}, but there is no accelerator; use config/ddp.yaml on CPUs "
+            "(RANKERY_CPU_ENGINES=1 shards on CPUs for tests)"
+        )
+    if precision == "fp16" and not devices:
+        problems.append(
+            "mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no"
+        )
+    return problems
+
+
+def shard_on_cpu() -> None:
+    """Lets accelerate shard on CPUs, for tests: it would silently train undistributed otherwise."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+    def gloo(*_: Any, **__: Any) -> tuple[str, DistributedType]:
+        return "gloo", DistributedType.MULTI_GPU
+
+    PartialState._prepare_backend = gloo
