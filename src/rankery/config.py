@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -72,6 +73,23 @@ class TrainConfig(BaseModel):
     attention_dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout on attention probabilities; empty: the model's own"
     )
+    lora_rank: int | None = Field(
+        None,
+        gt=0,
+        description="train LoRA adapters of this rank, and the head, instead of all weights; empty: all weights",
+    )
+    lora_alpha: int = Field(32, gt=0, description="adapters weigh lora_alpha / lora_rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on what goes into the adapters")
+    lora_target_modules: str | list[str] = Field(
+        "all-linear",
+        description="linear layers that get adapters, by the ends of their names; all-linear: all in the layers",
+    )
+    lora_merge: bool = Field(
+        True, description="the final model has the adapters merged in; false: it is an adapter directory"
+    )
+    load_in_4bit: bool = Field(
+        False, description="keep the frozen weights in 4 bits (QLoRA); needs lora_rank and bitsandbytes"
+    )
     trust_remote_code: bool = Field(False, description="run model code that the checkpoint brings along")
     revision: str | None = Field(None, description="branch, tag or commit on the model hub")
     cache_dir: str | None = Field(None, description="folder of downloaded models; empty: Hugging Face's own")
@@ -113,6 +131,9 @@ class TrainConfig(BaseModel):
         None, gt=0, description="save a checkpoint every so many updates; empty: none between"
     )
     save_on_epoch_end: bool = Field(True, description="save a checkpoint at the end of every epoch")
+    save_dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision of the final model's weights; checkpoints are fp32"
+    )
     num_max_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept")
     best_metric: str | None = Field(
         "auto", description="metric whose best model is kept (auto: nDCG@10); empty: the last model is"
@@ -291,6 +312,16 @@ def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tupl
         value = getattr(config, key)
         if value:
             problem((key, "model_type"), f"{key} is {value!r}; bert_encoder does not use it: leave it empty")
+    if config.load_in_4bit and config.lora_rank is None:
+        problem(("load_in_4bit",), "load_in_4bit is true, but 4-bit weights cannot be trained; set lora_rank too")
+    if config.load_in_4bit and find_spec("bitsandbytes") is None:
+        problem(
+            ("load_in_4bit",), "load_in_4bit is true, but bitsandbytes is not installed: pip install 'rankery[qlora]'"
+        )
+    if config.lora_rank is not None and find_spec("peft") is None:
+        problem(
+            ("lora_rank",), f"lora_rank is {config.lora_rank}, but peft is not installed: pip install 'rankery[peft]'"
+        )
     if config.head == "yes_no" and config.num_labels > 1:
         problem(("num_labels", "head"), f"num_labels is {config.num_labels}; a yes_no head gives one score: expected 1")
     classes = high - low + 1

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import torch
 
 from rankery.data.template import PairTemplate
 from rankery.errors import InputError
+from rankery.models.lora import has_adapters, save_adapters
 
 if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
@@ -185,10 +187,22 @@ def written_aside(folder: Path) -> Iterator[Path]:
 
 
 def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:
-    import copy
+    model, tokenizer = reranker.model, deepcopy(reranker.tokenizer)
+    tokenizer.model_max_length = reranker.template.max_len
+    tokenizer.save_pretrained(aside)
+    if has_adapters(model):
+        save_adapters(model, state, aside)
+    else:
+        _write_whole_model(aside, reranker, state)
+    if card is not None:
+        (aside / "README.md").write_text(card, encoding="utf-8")
+    contract = _contract(reranker, aside)
+    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
 
-    model, tokenizer = reranker.model, copy.deepcopy(reranker.tokenizer)
-    config = copy.deepcopy(model.config)
+
+def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]) -> None:
+    model = reranker.model
+    config = deepcopy(model.config)
     if is_remote_code(model):
         from transformers.dynamic_module_utils import custom_object_save
 
@@ -200,14 +214,8 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
     config.pad_token_id = reranker.template.pad_token_id
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the name that sharding gives the class
     config.dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    tokenizer.model_max_length = reranker.template.max_len
     _save_weights(aside, state)
     config.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    if card is not None:
-        (aside / "README.md").write_text(card, encoding="utf-8")
-    contract = _contract(reranker, aside)
-    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:

@@ -15,7 +15,17 @@ import torch
 
 from rankery.data.template import pair_template
 from rankery.models.contract import check_arguments, check_template, read_contract, verify_golden
-from rankery.models.loading import check_tokenizer, choose_device, choose_dtype, choose_max_len, loading, set_dropout
+from rankery.models.loading import (
+    check_tokenizer,
+    choose_device,
+    choose_dtype,
+    choose_max_len,
+    four_bit,
+    loading,
+    placed,
+    set_dropout,
+)
+from rankery.models.lora import base_of, load_adapters
 from rankery.models.reranker import Reranker
 from rankery.models.scorer import Scorer
 
@@ -44,6 +54,7 @@ class CrossEncoder(Reranker):
         cache_dir: str | None = None,
         hidden_dropout: float | None = None,
         attention_dropout: float | None = None,
+        load_in_4bit: bool = False,
     ) -> CrossEncoder:
         """Loads a reranker, or a base encoder with a new head.
 
@@ -62,6 +73,7 @@ class CrossEncoder(Reranker):
             cache_dir: folder of downloads.
             hidden_dropout: dropout on hidden states in training; None: the model's own.
             attention_dropout: same on attention probabilities.
+            load_in_4bit: keep linear layers in 4 bits (NF4), through bitsandbytes.
 
         Raises:
             InputError: no such model, arguments that contradict the contract, or scores that do.
@@ -75,7 +87,9 @@ class CrossEncoder(Reranker):
         dtype = choose_dtype(dtype, device)
         if seed is not None:
             torch.manual_seed(seed)
-        model, tokenizer = _load(model_name_or_path, num_labels, hub, hidden_dropout, attention_dropout)
+        model, tokenizer = _load(
+            model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
+        )
         saved = contract or {}
         template = pair_template(
             tokenizer,
@@ -85,20 +99,12 @@ class CrossEncoder(Reranker):
             uses_token_types=(getattr(model.config, "type_vocab_size", 0) or 0) > 1,
         )
         labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
-        reranker = cls(Scorer(model.to(device=device, dtype=dtype)).eval(), tokenizer, template, labels)
+        reranker = cls(Scorer(placed(model, device, dtype)).eval(), tokenizer, template, labels)
         if contract is not None:
             check_template(contract, template, model_name_or_path)
             if verify:
                 verify_golden(contract, reranker, model_name_or_path)
         return reranker
-
-    def reopened(self, folder: Path, trust_remote_code: bool) -> CrossEncoder:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        trusted = {"trust_remote_code": trust_remote_code}
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **trusted)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **trusted)
-        return CrossEncoder(Scorer(model).eval(), tokenizer, self.template, self.labels)
 
 
 def position_limit(model: Any) -> int | None:
@@ -116,17 +122,23 @@ def _load(
     name: str,
     num_labels: int | None,
     hub: dict[str, Any],
+    quantized: dict[str, Any],
     hidden_dropout: float | None,
     attention_dropout: float | None,
 ) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    with loading(name):
-        config = AutoConfig.from_pretrained(name, **hub)
+    base = base_of(Path(name)) or name
+    with loading(base):
+        config = AutoConfig.from_pretrained(base, **hub)
         is_reranker = any("ForSequenceClassification" in kind for kind in config.architectures or [])
         config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
         set_dropout(config, hidden_dropout, attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        model = AutoModelForSequenceClassification.from_pretrained(name, config=config, dtype=torch.float32, **hub)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base, config=config, dtype=torch.float32, **hub, **quantized
+        )
+        if base != name:
+            load_adapters(model, Path(name))
     check_tokenizer(name, tokenizer, config)
     return model, tokenizer

@@ -19,7 +19,17 @@ import torch
 from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
 from rankery.errors import InputError
 from rankery.models.contract import check_arguments, check_template, read_contract, verify_golden
-from rankery.models.loading import check_tokenizer, choose_device, choose_dtype, choose_max_len, loading, set_dropout
+from rankery.models.loading import (
+    check_tokenizer,
+    choose_device,
+    choose_dtype,
+    choose_max_len,
+    four_bit,
+    loading,
+    placed,
+    set_dropout,
+)
+from rankery.models.lora import base_of, load_adapters
 from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import Reranker
 from rankery.models.scorer import LastTokenScorer, YesNoScorer
@@ -76,6 +86,7 @@ class LLMDecoder(Reranker):
         cache_dir: str | None = None,
         hidden_dropout: float | None = None,
         attention_dropout: float | None = None,
+        load_in_4bit: bool = False,
     ) -> LLMDecoder:
         """Loads a reranker, or a base LLM (with a new, small head, or asked for yes or no).
 
@@ -106,6 +117,7 @@ class LLMDecoder(Reranker):
             cache_dir: folder of downloads.
             hidden_dropout: dropout on hidden states in training; None: the model's own.
             attention_dropout: same on attention probabilities.
+            load_in_4bit: keep linear layers in 4 bits (NF4), through bitsandbytes.
 
         Raises:
             InputError: no such model, arguments that contradict the contract, a prompt that cannot be built, words that are
@@ -130,15 +142,23 @@ class LLMDecoder(Reranker):
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
-        with loading(name):
-            model, tokenizer = _load(name, reading.head, num_labels, seed, hub, (hidden_dropout, attention_dropout))
+        dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit)
+        base = base_of(Path(name)) or name
+        with loading(base):
+            model, tokenizer = _load(base, reading.head, num_labels, seed, hub, quantized, dropout)
+            if base != name:
+                from transformers import AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         check_tokenizer(name, tokenizer, model.config)
         saved = contract or {}
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         length = choose_max_len(max_len, saved.get("max_len"), limit, tokenizer, name)
         template = prompt_template(tokenizer, length, shown, pad_token_id=_pad(model, tokenizer, shown))
         labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
-        reranker = cls(model.to(device=device, dtype=dtype), tokenizer, template, labels, shown, reading)
+        if base != name:
+            load_adapters(model, Path(name))
+        reranker = cls(placed(model, device, dtype), tokenizer, template, labels, shown, reading)
         if contract is not None:
             check_template(contract, template, name)
             if verify:
@@ -147,14 +167,6 @@ class LLMDecoder(Reranker):
 
     def settings(self) -> dict[str, Any]:
         return {**asdict(self.prompt), **asdict(self.reading)}
-
-    def reopened(self, folder: Path, trust_remote_code: bool) -> LLMDecoder:
-        from transformers import AutoTokenizer
-
-        hub = {"trust_remote_code": trust_remote_code}
-        model = _auto_class(self.reading.head).from_pretrained(folder, dtype=torch.float32, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **hub)
-        return LLMDecoder(model, tokenizer, self.template, self.labels, self.prompt, self.reading)
 
 
 def word_ids(tokenizer: Any, reading: Reading) -> tuple[int, ...]:
@@ -192,6 +204,7 @@ def _load(
     num_labels: int | None,
     seed: int | None,
     hub: dict[str, Any],
+    quantized: dict[str, Any],
     dropout: tuple[float | None, ...],
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a folder, hub name or GGUF file, in fp32."""
@@ -213,7 +226,7 @@ def _load(
         if head == "score":
             config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        model = _auto_class(head).from_pretrained(name, config=config, dtype=torch.float32, **hub)
+        model = _auto_class(head).from_pretrained(name, config=config, dtype=torch.float32, **hub, **quantized)
     if head == "score":
         if not isinstance(getattr(model, "score", None), torch.nn.Linear):
             raise InputError(f"model_name_or_path is {name!r}, a {type(model).__name__}; expected an LLM decoder")
@@ -271,9 +284,9 @@ def _pad(model: Any, tokenizer: Any, prompt: Prompt) -> int:
         tokenizer.pad_token = free[0][1] if free else NEW_PAD
         if not free:
             tokenizer.add_special_tokens({"pad_token": NEW_PAD})
-            if len(tokenizer) > rows:
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         pad = tokenizer.pad_token_id
+    if pad >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = pad
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = pad

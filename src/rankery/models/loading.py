@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -112,3 +113,25 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     if dtype == torch.float16 and device.type == "cpu":
         raise InputError("dtype is float16 on a CPU, which computes it slowly and badly; expected float32 or bfloat16")
     return dtype
+
+
+def four_bit(wanted: bool) -> dict[str, Any]:
+    """Arguments of transformers' from_pretrained that keep linear layers in 4 bits (NF4, Dettmers et al. 2023).
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if not wanted:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise InputError("load_in_4bit is true, but bitsandbytes is not installed: pip install 'rankery[qlora]'")
+    from transformers import BitsAndBytesConfig
+
+    computed = torch.bfloat16 if computes_bf16() else torch.float32
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
+    return {"quantization_config": settings}
+
+
+def placed(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model on its device in its precision; 4-bit weights keep theirs."""
+    return model.to(device) if getattr(model, "is_loaded_in_4bit", False) else model.to(device=device, dtype=dtype)

@@ -64,7 +64,12 @@ class Reranker:
 
     def reopened(self, folder: Path, trust_remote_code: bool) -> Reranker:
         """This reranker with the fp32 weights and the tokenizer of a folder that is being written."""
-        raise NotImplementedError
+        again = type(self).from_pretrained(  # type: ignore[attr-defined]
+            folder, self.num_labels, **self.settings(), max_len=self.template.max_len, device="cpu", dtype=torch.float32,
+            verify=False, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        assert again.template == self.template, "the folder's tokenizer builds another input"
+        return again
 
     def to(self, *args: Any, **kwargs: Any) -> Reranker:
         self.model.to(*args, **kwargs)

@@ -105,11 +105,13 @@ class DeepSpeedEngine(Engine):
         norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
         return float(norm), self.deepspeed.skipped_steps == before
 
-    def model_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    def model_state(self, model: torch.nn.Module, trained_only: bool) -> dict[str, torch.Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
         state = {}
         for name, tensor in self.deepspeed.module.state_dict(keep_vars=True).items():
+            if trained_only and not tensor.requires_grad:
+                continue
             full = safe_get_full_fp32_param(tensor) if isinstance(tensor, torch.nn.Parameter) else None
             if full is None and hasattr(tensor, "ds_id"):  # frozen: no masters, only the partitioned weight
                 from deepspeed.zero import GatheredParameters

@@ -174,13 +174,20 @@ class Engine:
             raise failed
         return result
 
-    def model_state(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """Full fp32 weights on the main process, empty on others; all processes call it."""
+    def model_state(self, model: torch.nn.Module, trained_only: bool) -> dict[str, torch.Tensor]:
+        """Full fp32 weights on the main process, empty on others; all processes call it.
+
+        `trained_only`: without the frozen ones.
+        """
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         if self.kind != "fsdp2":
-            return model.state_dict() if self.is_main else {}
-        full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            frozen = {
+                name for name, parameter in model.named_parameters() if trained_only and not parameter.requires_grad
+            }
+            return {name: t for name, t in model.state_dict().items() if name not in frozen} if self.is_main else {}
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
+        full = get_model_state_dict(model, options=options)
         return {name: tensor.clone() for name, tensor in full.items()}  # gathered ones may be views of padded storage
 
     def optimizer_state(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ from rankery.models.budget import pad_multiple
 from rankery.models.card import model_card
 from rankery.models.contract import replace as replace_folder
 from rankery.models.contract import write_model_directory
+from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
 from rankery.training.optim import lr_factor, set_lr
@@ -31,6 +32,7 @@ from rankery.training.run import Run, describe
 from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate
 
+SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FRESH: dict[str, Any] = {
     "step": 0, "updates": 0, "metrics_bytes": 0, "best": None, "best_step": 0, "worse_evaluations": 0,
     "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics": {},
@@ -230,14 +232,14 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
 
 
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
-    weights = model_weights(run.engine.model_state(run.model))
+    weights = model_weights(run.engine.model_state(run.model, has_adapters(run.reranker.model)))
     card = model_card(run.config, run.reranker, state["metrics"], state["step"], run.summary)
     run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     engine = run.engine
-    weights = model_weights(engine.model_state(run.model))
+    weights = model_weights(engine.model_state(run.model, has_adapters(run.reranker.model)))
     optimizer = engine.optimizer_state(run.model, run.optimizer)
     engine.everywhere(lambda: checkpoint.write_optimizer(run.folder, optimizer, engine))
 
@@ -266,18 +268,36 @@ def _drop_future_best(run: Run, step: int) -> None:
 
 
 def _finish(run: Run, state: dict[str, Any]) -> Path:
-    """Puts the best or last model into output_dir/model."""
+    """Puts the best or last model into output_dir/model, its adapters merged and its weights in save_dtype."""
     target = run.folder / "model"
     best = run.folder / "checkpoints" / f"best_{state['best_step']}"
-    has_best = run.engine.on_main(best.is_dir)
-    if has_best:
+    if run.engine.on_main(best.is_dir):
         run.engine.on_main(lambda: replace_folder(best, target))
     elif not run.engine.on_main(target.is_dir):
         if state["best_step"]:
             run.say(f"note: {best} is gone; the last model is saved instead")
         _write_model(run, state, target)
+    run.engine.on_main(lambda: _finish_weights(run, target))
     which = (
         f"the best by {_best_metric(run)}, of step {state['best_step']}" if state["best_step"] else "of the last step"
     )
     run.say(f"model ({which}): {target}")
     return target
+
+
+def _finish_weights(run: Run, folder: Path) -> None:
+    """Merges adapters and casts weights as the configuration says; a folder that is as it should be stays."""
+    dtype, adapted = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model)
+    if not (adapted and run.config.lora_merge) and (adapted or dtype == torch.float32):
+        return
+    reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
+        folder, device="cpu", dtype=torch.float32, verify=False, trust_remote_code=run.config.trust_remote_code
+    )
+    if has_adapters(reranker.model):
+        merge_adapters(reranker.model)
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in reranker.model.state_dict().items()
+    }
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    write_model_directory(folder, reranker, weights, card)

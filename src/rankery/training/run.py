@@ -25,6 +25,7 @@ from rankery.losses import LOSSES, Loss
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.cross_encoder import CrossEncoder
 from rankery.models.llm_decoder import LLMDecoder
+from rankery.models.lora import add_adapters
 from rankery.models.reranker import Reranker
 from rankery.training import checkpoint
 from rankery.training.engine import DTYPES, Engine, start_engine
@@ -34,7 +35,7 @@ from rankery.training.tracking import check_tracker
 # Keys of the configuration that `from_pretrained` of both kinds of reranker takes.
 MODEL_KEYS = (
     *("max_len", "query_format", "document_format", "seed", "trust_remote_code", "revision", "cache_dir"),
-    *("hidden_dropout", "attention_dropout"),
+    *("hidden_dropout", "attention_dropout", "load_in_4bit"),
 )
 
 
@@ -55,7 +56,7 @@ class Run:
     run_id: str
     start: dict[str, Any]  # state of the checkpoint that the run goes on from; empty for a new run
     summary: str
-    parameters: int
+    parameters: list[tuple[int, bool]]  # (size, whether it is trained)
 
     @property
     def steps(self) -> int:
@@ -100,6 +101,11 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(Path(config.output_dir), print))
     start = found[1] if found else {}
     reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
+    if config.lora_rank is not None and not found:
+        add_adapters(
+            reranker.model, config.model_name_or_path, config.lora_rank, config.lora_alpha, config.lora_dropout,
+            config.lora_target_modules, config.seed,
+        )  # fmt: skip
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: _prepare_data(config, files, reranker, labels, cache))
     data = {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
@@ -113,7 +119,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    parameters = sum(parameter.numel() for parameter in reranker.scorer.parameters())
+    parameters = [(parameter.numel(), parameter.requires_grad) for parameter in reranker.scorer.parameters()]
     model, optimizer = engine.prepare(reranker.scorer, config)
     if found:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
@@ -238,11 +244,13 @@ def describe(run: Run) -> str:
     sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
     real = np.array([plan.lengths[step.examples].sum() for step in sampled])
     computed = sum(computed_tokens(step, plan.sizes, plan.lengths) for step in sampled)
+    total, trained = sum(n for n, _ in run.parameters), sum(n for n, is_trained in run.parameters if is_trained)
     return (
         f"{run.summary}\n"
         f"engine {engine.kind}, {_counted(engine.processes, 'process', 'es')}, device {engine.device.type}, "
         f"precision {config.mixed_precision}, attention {run.reranker.model.config._attn_implementation}\n"
-        f"{run.parameters / 1e6:.1f} M parameters from {config.model_name_or_path}\n"
+        f"{total / 1e6:.1f} M parameters from {config.model_name_or_path}"
+        f"{f', {trained / 1e6:.2f} M of them trained' if trained < total else ''}\n"
         f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {plan.batch} pairs and about "
         f"{real.mean():.0f} tokens a step, micro-batches of {plan.budget} tokens, "
         f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
