@@ -115,7 +115,9 @@ def test_adapters_are_nothing_at_first_and_merge_exactly(llama: Path) -> None:
 
 
 def test_targets_that_match_nothing(decoder_config: dict) -> None:
-    with pytest.raises(InputError, match=r"lora_target_modules: w_pack matches no linear layer; the model has .*q_proj"):
+    with pytest.raises(
+        InputError, match=r"lora_target_modules: w_pack matches no linear layer; the model has .*q_proj"
+    ):
         train(decoder_config, lora_target_modules=["q_proj", "w_pack"])
     assert not Path(decoder_config["output_dir"]).exists()
 

@@ -15,7 +15,7 @@ import torch
 
 from rankery.config import TrainConfig
 from rankery.errors import InputError
-from rankery.training.engine import Engine
+from rankery.training.engine import DTYPES, Engine
 from rankery.training.optim import build_optimizer
 
 # Where the optimisers of the stages keep this process's fp32 masters.
@@ -49,8 +49,23 @@ class DeepSpeedEngine(Engine):
         logger.setLevel(logging.ERROR)
         optimizer = build_optimizer(scorer, config, fused=False)
         settings = self._settings(config)
+        whole = _lost_in_half(scorer, DTYPES[self.precision]) if self.stage > 0 else {}
         self.deepspeed, wrapped, _, _ = deepspeed.initialize(model=scorer, optimizer=optimizer, config=settings)
+        for name, parameter in scorer.named_parameters():
+            if name in whole:  # DeepSpeed makes its fp32 masters of weights that it has rounded before
+                self._set_master(parameter, whole[name].to(self.device))
         return self.deepspeed, wrapped
+
+    def _set_master(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self.stage < 3:
+            safe_set_full_fp32_param(parameter, value)
+            return
+        # Cut into equal parts, the last ones padded: a bias of one value leaves most processes nothing but padding.
+        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+        padded = torch.nn.functional.pad(value.flatten(), (0, size * self.processes - value.numel()))
+        safe_set_local_fp32_param(parameter, padded[size * self.process : size * (self.process + 1)])
 
     def _settings(self, config: TrainConfig) -> dict[str, Any]:
         """DeepSpeed's configuration: the launch file's, under what the training configuration decides."""
@@ -166,3 +181,12 @@ class DeepSpeedEngine(Engine):
             {"master": master, **{kind: torch.as_tensor(value) for kind, value in base.state.get(master, {}).items()}}
             for master in self._masters(optimizer)
         ]
+
+
+def _lost_in_half(scorer: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Copies of the trained weights that half precision would round; none of a base that was saved in it, but its new head."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in scorer.named_parameters()
+        if parameter.requires_grad and not torch.equal(parameter, parameter.to(dtype).float())
+    }
