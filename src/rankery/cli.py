@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rankery import __version__
 from rankery.errors import InputError
+from rankery.launcher import ENGINES, launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="fine-tune a reranker", description="Fine-tune a reranker.")
     train.add_argument("--config", metavar="FILE", help="YAML file with the keys of docs/configuration.md")
+    train.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
+    train.add_argument(
+        "--engine", choices=sorted(ENGINES), help="how they share the work (default ddp; see docs/engines.md)"
+    )
     train.add_argument("overrides", nargs="*", metavar="key=value", help="keys that replace those of the file")
     train.set_defaults(run=_train)
 
@@ -70,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     _scoring_options(rerank)
     rerank.set_defaults(run=_rerank)
 
+    export = verbs.add_parser(
+        "export", help="another form of a reranker", description="Write a reranker in a form that other programs load."
+    )
+    export.add_argument("--model", required=True, metavar="DIR")
+    export.add_argument("--to", required=True, choices=["seq-cls"], help="a yes/no model with a classification head")
+    export.add_argument("--output", required=True, metavar="DIR")
+    export.set_defaults(run=_export)
+
     demo = verbs.add_parser(
         "demo", help="the main job on built-in data", description="Fine-tune and compare, downloading nothing."
     )
@@ -81,17 +94,28 @@ def _parser() -> argparse.ArgumentParser:
 def _scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="pairs that run together at most")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a pair at most")
+    parser.add_argument("--prompt", metavar="NAME", help="preset to ask a language model with (see docs/prompts.md)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPUs")
     parser.add_argument("--device", help="default: the accelerator, if there is one")
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
     from rankery.config import parse_overrides
+
+    if arguments.processes < 1:
+        raise InputError(f"--processes is {arguments.processes}; expected at least 1")
+    launched = "LOCAL_RANK" in os.environ
+    if (arguments.processes > 1 or arguments.engine) and launched:
+        raise InputError("--processes and --engine start a launcher, but a launcher runs this already; leave them out")
+    if arguments.processes > 1 or arguments.engine:
+        words = ["--config", arguments.config] if arguments.config else []
+        return launch(arguments.processes, arguments.engine or "ddp", [*words, *arguments.overrides])
     from rankery.training.engine import leave
     from rankery.training.run import train
 
     train(arguments.config, **parse_overrides(arguments.overrides))
     leave()
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -108,6 +132,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         device=arguments.device,
         dtype=arguments.dtype,
+        prompt=arguments.prompt,
         **options,
     )
     print(table)
@@ -123,10 +148,17 @@ def _rerank(arguments: argparse.Namespace) -> None:
         top_k=arguments.top_k,
         device=arguments.device,
         dtype=arguments.dtype,
+        prompt=arguments.prompt,
         normalize=arguments.normalize,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
     )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from rankery.models.export import export
+
+    export(arguments.model, arguments.output)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ def evaluate_model(
     seed: int = 42,
     device: str | None = None,
     dtype: str | None = None,
+    prompt: str | None = None,
     **options: Any,
 ) -> str:
     """Scores every pair of the data; returns the metrics table; writes metrics.json, run.trec, qrels.trec to `output`.
@@ -38,7 +39,7 @@ def evaluate_model(
     paths = expand_paths(list(data))
     if output is not None:
         _check_writable(output / "metrics.json")
-    reranker = open_reranker(model, device=device, dtype=dtype)
+    reranker = open_reranker(model, prompt, device=device, dtype=dtype)
     low, high = reranker.labels
     min_label = low if min_label is None else min_label
     labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
@@ -69,6 +70,7 @@ def rerank_file(
     top_k: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    prompt: str | None = None,
     **options: Any,
 ) -> None:
     """Ranks the documents of each JSONL line; writes {..., "ranking": [{"index", "score", "document"}]} lines as they come."""
@@ -80,7 +82,7 @@ def rerank_file(
         _check_writable(Path(target))
         if source is not None and Path(target).exists() and Path(source).samefile(target):
             raise InputError(f"output is {target}, which is the input; choose another file")
-    reranker = open_reranker(model, device=device, dtype=dtype)
+    reranker = open_reranker(model, prompt, device=device, dtype=dtype)
     with ExitStack() as stack:
         if target is not None:
             Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,77 @@
+"""`rankery export --to seq-cls`: a yes/no language model becomes a sequence-classification model with the same scores.
+
+logit(yes) - logit(no) = h W_yes - h W_no = h (W_yes - W_no): one row, which any server can load as a head (Qwen3-Reranker's
+sequence-classification conversions do the same). Contract: what the head cannot hold is refused, saying why; the directory
+written has golden scores of its own, and they are those of the original.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from rankery.data.template import Prompt
+from rankery.errors import InputError
+from rankery.models.contract import PROBES
+from rankery.models.llm_decoder import LLMDecoder
+from rankery.models.lora import has_adapters, merge_adapters
+from rankery.models.prompts import Reading
+from rankery.models.scorer import YesNoScorer
+
+SAME = 1e-4  # relative to the largest score, 1 at least
+
+
+def to_sequence_classification(reranker: LLMDecoder) -> LLMDecoder:
+    """A reranker with a one-label classification head that scores as the yes/no reranker does.
+
+    Raises:
+        InputError: the reranker has no yes/no head, or scores that no linear head gives.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    if not isinstance(reranker.scorer, YesNoScorer):
+        raise InputError("the model has a score head: its directory is a sequence-classification model already")
+    if has_adapters(reranker.model):
+        merge_adapters(reranker.model)
+    config, vocabulary = reranker.model.config, reranker.scorer.vocabulary
+    text = config.get_text_config()
+    if getattr(text, "final_logit_softcapping", None):
+        raise InputError(
+            f"the model caps its logits (final_logit_softcapping {text.final_logit_softcapping:g}); a difference of capped logits "
+            "is no linear function of the hidden state, which is all that a classification head computes: use the model as it is"
+        )
+    if vocabulary.bias is not None:
+        raise InputError(
+            "the model's vocabulary head has a bias, which a classification head of this family has no place for: use the model "
+            "as it is"
+        )
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config).to(torch.float32)
+    model.base_model.load_state_dict(reranker.model.base_model.state_dict())
+    yes, *no = vocabulary.weight.detach().float()[vocabulary.rows]
+    scale = (getattr(text, "logit_scale", None) or 1) / (getattr(text, "logits_scaling", None) or 1)
+    with torch.no_grad():
+        model.score.weight.copy_(((yes - no[0] if no else yes) * scale)[None])
+    prompt = Prompt(**asdict(reranker.prompt))
+    return LLMDecoder(model, reranker.tokenizer, reranker.template, reranker.labels, prompt, Reading())
+
+
+def export(source: str | Path, target: str | Path) -> None:
+    """Writes the sequence-classification model of a yes/no reranker, once its scores have been compared.
+
+    Raises:
+        InputError: as above; scores that differ.
+    """
+    from rankery.models.opening import open_reranker
+
+    reranker = open_reranker(source, device="cpu", dtype=torch.float32)
+    if not isinstance(reranker, LLMDecoder):
+        raise InputError(f"{source}: is an encoder, which is a sequence-classification model already")
+    before = reranker.compute_score(PROBES)
+    exported = to_sequence_classification(reranker)
+    worst = float((exported.compute_score(PROBES) - before).abs().max())
+    if worst > SAME * max(1.0, float(before.abs().max())):
+        raise InputError(f"{source}: the exported model scores otherwise, by up to {worst:g}; nothing was written")
+    exported.save_pretrained(target)

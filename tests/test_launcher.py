@@ -1,0 +1,96 @@
+"""`rankery train --processes`, launch files, several machines: what starts processes, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, launch
+
+from rankery.cli import main
+from rankery.launcher import COMMON, ENGINES
+from rankery.training.launch import asked_kind, launch_problems
+
+FILES = {
+    "ddp": "ddp.yaml",
+    "fsdp": "default_fsdp.yaml",
+    **{f"zero{n}": f"deepspeed/deepspeed_zero{n}.yaml" for n in range(4)},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_launch_files_are_what_the_command_does(engine: str) -> None:
+    shipped = yaml.safe_load((ROOT / "config" / FILES[engine]).read_text())
+    for section in ("fsdp_config", "deepspeed_config"):
+        for key in ("fsdp_transformer_layer_cls_to_wrap", "offload_optimizer_device", "offload_param_device"):
+            shipped.get(section, {}).pop(key, None)  # hints for the reader, and defaults
+    assert shipped == {**COMMON, **ENGINES[engine], "num_processes": 2}
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_processes_without_a_launcher(config: dict, llama: Path, engine: str) -> None:
+    settings = {**config, "model_type": "llm_decoder", "model_name_or_path": llama, "epochs": 1, "batch_size": 4}
+    words = [f"{key}={value}" for key, value in settings.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "rankery.cli", "train", "--processes", "2", "--engine", engine, *words],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "RANKERY_CPU_ENGINES": "1"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"engine {engine}, 2 processes" in done.stdout
+    assert (Path(config["output_dir"]) / "model" / "rankery.json").is_file()
+
+
+def test_a_launcher_within_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["train", "--processes", "2", "model_name_or_path=x"]) == 2
+    assert "a launcher runs this already; leave them out" in capsys.readouterr().err
+    monkeypatch.delenv("LOCAL_RANK")
+    assert main(["train", "--processes", "0"]) == 2
+
+
+def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("RANKERY_CPU_ENGINES", "1")
+    assert asked_kind() == "zero3"
+    assert launch_problems("no", 0, 1, 1.0) == []
+    monkeypatch.setattr("rankery.training.launch.find_spec", lambda name: None)
+    (problem,) = launch_problems("no", 0, 1, 1.0)
+    assert "which is not installed: pip install 'rankery[deepspeed]'" in problem
+
+
+def test_deepspeed_on_cpus_is_refused(config: dict) -> None:
+    done = launch("config/deepspeed/deepspeed_zero2.yaml", *(f"{key}={value}" for key, value in config.items()))
+    assert done.returncode != 0
+    assert "the launch file asks for DeepSpeed, but there is no accelerator; use config/ddp.yaml on CPUs" in done.stderr
+    assert not Path(config["output_dir"]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch_file", ["config/ddp.yaml", "config/deepspeed/deepspeed_zero1.yaml"])
+def test_two_machines_on_one_host_meet(config: dict, tmp_path: Path, launch_file: str) -> None:
+    """The same command twice, as docs/engines.md has it for two machines, with a process each."""
+    words = [f"{key}={value}" for key, value in {**config, "batch_size": 4, "epochs": 1}.items()]
+    port = str(21000 + os.getpid() % 20000)
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch_file, "--num_machines", "2",
+                "--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1",
+                "--main_process_port", port, "train_reranker.py", *words,
+            ],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "RANKERY_CPU_ENGINES": "1"}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    machines = [start(0), start(1)]
+    outputs = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert ", 2 processes" in outputs[0][0]
+    assert (Path(config["output_dir"]) / "model" / "rankery.json").is_file()
