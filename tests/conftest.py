@@ -105,7 +105,12 @@ FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2")
 
 
 def make_decoder(
-    folder: Path, family: str = "llama", pad: str | None = "<pad>", causal: bool = True, positions: int = 128
+    folder: Path,
+    family: str = "llama",
+    pad: str | None = "<pad>",
+    causal: bool = True,
+    positions: int = 128,
+    width: int = 32,
 ) -> Path:
     """A tiny random decoder; Gemma's tokenizer adds a BOS, Gemma 2 caps its logits. `pad` None: no pad token anywhere."""
     import torch
@@ -131,8 +136,8 @@ def make_decoder(
         extra_special_tokens=["<|reserved_0|>"],
     )  # fmt: skip
     config = AutoConfig.for_model(
-        family, vocab_size=len(vocab), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, intermediate_size=64, max_position_embeddings=positions, initializer_range=0.3, bos_token_id=2, eos_token_id=3,
+        family, vocab_size=len(vocab), hidden_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=width // 4, intermediate_size=2 * width, max_position_embeddings=positions, initializer_range=0.3, bos_token_id=2, eos_token_id=3,
         pad_token_id=None if pad is None else vocab[pad], tie_word_embeddings=True,
     )  # fmt: skip
     (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_config(config).save_pretrained(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, make_bert, run_python
+from conftest import ROOT, make_bert, make_decoder, run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -33,6 +33,8 @@ PAGES = [
         "CONTRIBUTING.md",
         "docs/benchmarks.md",
         "docs/decisions.md",
+        "docs/engines.md",
+        "docs/prompts.md",
         "docs/specification.md",
     )
 ]
@@ -50,7 +52,7 @@ def project() -> dict:
         name: ast.literal_eval(body)
         for name, body in re.findall(r"^([\w-]+) = (\[.*?\])$", text, re.MULTILINE | re.DOTALL)
     }
-    extras = {name: lists[name] for name in ("demo", "wandb", "deepspeed", "peft", "bench", "dev")}
+    extras = {name: lists[name] for name in ("demo", "wandb", "deepspeed", "peft", "qlora", "gguf", "bench", "dev")}
     return {"dependencies": lists["dependencies"], "extras": extras}
 
 
@@ -147,11 +149,12 @@ def test_pages_link_to_what_exists() -> None:
     for page in PAGES:
         for target in LINK.findall(page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
-    table = re.compile(r"^\|[^|]*\| (.+) \|$", re.MULTILINE)  # the column "kept in"
+    table = re.compile(r"^\|[^|]*\| (.+) \|$", re.MULTILINE)  # the columns "kept in" and "test"
     text = (ROOT / "docs/specification.md").read_text(encoding="utf-8")
     kept = {name for cell in table.findall(text) for name in re.findall(r"\b[\w/]+\.(?:py|jsonl|yaml)\b", cell)}
     assert len(kept) > 15
-    missing = [name for name in kept if not (ROOT / name).exists() and not (ROOT / "src/rankery" / name).exists()]
+    places = (ROOT, ROOT / "src/rankery", ROOT / "tests")
+    missing = [name for name in kept if not any((place / name).exists() for place in places)]
     assert not missing
 
 
@@ -185,6 +188,8 @@ def workplace(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "train_reranker.py", tmp_path)
     for name in ("BAAI/bge-reranker-base", "hfl/chinese-roberta-wwm-ext"):
         make_bert(tmp_path / name, max_position_embeddings=512)
+    for name in ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-Reranker-0.6B"):
+        make_decoder(tmp_path / name, positions=512)
     return tmp_path
 
 
@@ -202,9 +207,9 @@ def test_readme_commands_run(workplace: Path) -> None:
     commands = [
         (language, text)
         for language, text in blocks("README.md")
-        if not re.match(r"make|pip", text) and "nohup" not in text
+        if not re.match(r"make|pip|accelerate", text) and "nohup" not in text
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     printed = {}
     for language, text in commands:
         if language == "bash":
@@ -222,7 +227,7 @@ def test_readme_commands_run(workplace: Path) -> None:
     (evaluation,) = (output for text, output in printed.items() if text.startswith("rankery evaluate"))
     ranked = json.loads(evaluation.splitlines()[-1])
     assert [entry["index"] for entry in ranked["ranking"]] in ([0], [1])
-    (prediction,) = (output for text, output in printed.items() if "compute_score" in text)
+    (prediction,) = (output for text, output in printed.items() if "CrossEncoder" in text)
     assert re.match(r"tensor\(0\.\d+\) tensor\(0\.\d+\)\n[01] ", prediction)
 
 
@@ -237,6 +242,24 @@ def test_readme_launch_command_runs(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+def test_commands_of_the_guides_run(workplace: Path) -> None:
+    """docs/prompts.md, and of docs/engines.md those for one machine (test_launcher.py starts two)."""
+    for page in ("docs/prompts.md", "docs/engines.md"):
+        for language, text in blocks(page):
+            if "num_machines" in text:
+                continue
+            (workplace / "snippet.py").write_text(text, encoding="utf-8")
+            shutil.rmtree(workplace / "output", ignore_errors=True)
+            commands = ["python snippet.py"] if language == "python" else text.splitlines()
+            for command in commands:
+                shutil.rmtree(workplace / "output", ignore_errors=True)
+                run_block(command, workplace, RANKERY_CPU_ENGINES="1")
+    shutil.rmtree(workplace / "output")
+    run_block("torchrun --nproc_per_node 2 train_reranker.py --config config/training_bert.yaml", workplace)
+    assert (workplace / "output/training_bert/model/rankery.json").is_file()
+
+
+@pytest.mark.slow
 def test_distilling_recipe_runs(workplace: Path) -> None:
     run_block("rankery train --config config/distilling_bert.yaml", workplace)
     assert (workplace / "output/distilling_bert/model/rankery.json").is_file()
@@ -244,7 +267,7 @@ def test_distilling_recipe_runs(workplace: Path) -> None:
 
 def test_make_help_lists_the_targets() -> None:
     listed = {line.split()[0] for line in subprocess.check_output(["make", "help"], text=True, cwd=ROOT).splitlines()}
-    assert {"demo", "test", "test-all", "bench", "clean", "help"} <= listed
+    assert {"demo", "test", "test-all", "engines", "bench", "clean", "help"} <= listed
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12"])

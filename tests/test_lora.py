@@ -147,16 +147,30 @@ def test_adapters_for_another_base(decoder_config: dict, tmp_path: Path) -> None
         CrossEncoder.from_pretrained(adapters)
 
 
-def test_four_bits_need_bitsandbytes_and_adapters(decoder_config: dict) -> None:
-    from importlib.util import find_spec
+def test_four_bit_base(config: dict, tmp_path: Path) -> None:
+    """QLoRA for real, on a CPU: frozen weights in 4 bits, adapters trained, merged into the base as it was."""
+    pytest.importorskip("bitsandbytes")
+    base = make_decoder(tmp_path / "base", width=128)  # blocks of 64 values
+    reranker = LLMDecoder.from_pretrained(base, load_in_4bit=True, seed=1)
+    assert type(reranker.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    settings = {**config, **LORA, "model_type": "llm_decoder", "model_name_or_path": str(base), "load_in_4bit": True}
+    folder = train(settings, mixed_precision="bf16")
+    losses = [json.loads(line)["loss"] for line in (folder.parent / "metrics.jsonl").open() if '"loss"' in line]
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+    assert not has_adapters(LLMDecoder.from_pretrained(folder).model)
 
+
+def test_four_bits_need_bitsandbytes_and_adapters(decoder_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="4-bit weights cannot be trained; set lora_rank too"):
         train(decoder_config, lora_rank=None, load_in_4bit=True)
-    if find_spec("bitsandbytes") is None:
-        with pytest.raises(InputError, match="bitsandbytes is not installed"):
-            train(decoder_config, load_in_4bit=True)
-        with pytest.raises(InputError, match="bitsandbytes is not installed"):
-            LLMDecoder.from_pretrained(decoder_config["model_name_or_path"], load_in_4bit=True)
+    monkeypatch.setattr("rankery.config.find_spec", lambda name: None)
+    monkeypatch.setattr("rankery.models.loading.find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"bitsandbytes is not installed[^\0]*peft is not installed: pip install 'rankery\[peft\]'"
+    ):
+        train(decoder_config, load_in_4bit=True)
+    with pytest.raises(InputError, match=r"bitsandbytes is not installed: pip install 'rankery\[qlora\]'"):
+        LLMDecoder.from_pretrained(decoder_config["model_name_or_path"], load_in_4bit=True)
 
 
 def test_final_weights_in_another_precision(config: dict) -> None:
