@@ -8,6 +8,8 @@ Cost: resumption needs as many processes as before. Rejected: DeepSpeed's own ch
 
 from __future__ import annotations
 
+import logging
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,12 +43,13 @@ class DeepSpeedEngine(Engine):
         return int(self.kind.removeprefix("zero"))
 
     def prepare(self, scorer: torch.nn.Module, config: TrainConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        import logging
-
         import deepspeed
         from deepspeed.utils import logger
 
         logger.setLevel(logging.ERROR)
+        warnings.filterwarnings(
+            "ignore", category=FutureWarning, module=r"torch\.distributed"
+        )  # of calls that it makes
         optimizer = build_optimizer(scorer, config, fused=False)
         settings = self._settings(config)
         whole = _lost_in_half(scorer, DTYPES[self.precision]) if self.stage > 0 else {}

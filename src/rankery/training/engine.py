@@ -106,14 +106,17 @@ class Engine:
         self.exchange_gradients(parameters)
         self.scaler.unscale_(optimizer)
         norm = gradient_norm(parameters)
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+        if not torch.isfinite(norm):
+            if (
+                self.scaler.is_enabled()
+            ):  # an overflow; the norm is that of all processes, so all of them skip the update
+                self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
             return float(norm), False
         if max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-        before = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
-        return float(norm), self.scaler.get_scale() >= before  # a smaller scale: an overflow, nothing updated
+        return float(norm), True
 
     def exchange_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """DDP: gradients become their sum over processes, in fp32. FSDP2 has reduced them in the backward pass."""
