@@ -48,6 +48,8 @@ def main() -> None:
     )
     parser.add_argument("--base", type=Path, help="base model; default: the demo's")
     parser.add_argument("--scores", type=Path, help="folder that keeps the scores of finished trainings")
+    parser.add_argument("--epochs", type=int, default=SHARED["epochs"], help="of the Chinese sets")
+    parser.add_argument("--qbqtc-only", action="store_true", help="leave the T2Ranking sample out")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -59,7 +61,7 @@ def main() -> None:
     if arguments.task == "wikiqa":
         wikiqa(arguments.data / "wikiqa", arguments.seeds, arguments.precision, base, arguments.scores)
     else:
-        chinese(arguments.data, arguments.seeds[0], arguments.precision, base)
+        chinese(arguments.data, arguments.seeds[0], arguments.precision, base, arguments.epochs, arguments.qbqtc_only)
 
 
 def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None) -> None:
@@ -148,7 +150,7 @@ def peer(data: Path, records: list[QueryRecord], seed: int, base: Path) -> np.nd
     return np.asarray(model.predict(pairs, batch_size=32, show_progress_bar=False))
 
 
-def chinese(folder: Path, seed: int, precision: str, base: Path) -> None:
+def chinese(folder: Path, seed: int, precision: str, base: Path, epochs: int, qbqtc_only: bool) -> None:
     """qbqtc from the base; the T2Ranking sample, which has 80 queries to learn from, from the model that qbqtc gave."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -163,11 +165,13 @@ def chinese(folder: Path, seed: int, precision: str, base: Path) -> None:
             "t2ranking, binary": (binary, longer, LabelRange()),
             "t2ranking, teacher scores": (soft, longer, LabelRange()),
         }
+        if qbqtc_only:
+            tasks = {name: task for name, task in tasks.items() if name.startswith("qbqtc")}
         start = base
         for task, ((train_file, test_file), settings, labels) in tasks.items():
             records = list(read_records([test_file], labels))
             begun = time.perf_counter()
-            model = tuned(train_file, place / task, seed, precision, start, 0.0, **settings)
+            model = tuned(train_file, place / task, seed, precision, start, 0.0, epochs=epochs, **settings)
             scores = {
                 "random": random_scores(records, 0),
                 "BM25": bm25_scores(records),

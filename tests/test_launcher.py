@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -94,3 +95,23 @@ def test_two_machines_on_one_host_meet(config: dict, tmp_path: Path, launch_file
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert ", 2 processes" in outputs[0][0]
     assert (Path(config["output_dir"]) / "model" / "rankery.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offloaded_state_learns_the_same(config: dict, tmp_path: Path, stage: int) -> None:
+    """Optimiser state (and with ZeRO 3 weights) in the CPU's memory, as the launch file's comments say."""
+    text = (ROOT / f"config/deepspeed/deepspeed_zero{stage}.yaml").read_text()
+    (tmp_path / "offload.yaml").write_text(text.replace("_device: none", "_device: cpu"))
+    exact = {**config, "batch_size": 4, "epochs": 1, "hidden_dropout": 0, "attention_dropout": 0, "best_metric": ""}
+    losses = []
+    for name, file in (
+        ("kept", f"config/deepspeed/deepspeed_zero{stage}.yaml"),
+        ("offloaded", tmp_path / "offload.yaml"),
+    ):
+        words = [f"{key}={value}" for key, value in {**exact, "output_dir": tmp_path / name}.items()]
+        done = launch(str(file), *words, RANKERY_CPU_ENGINES="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        losses.append([row[key] for row in rows for key in ("loss", "grad_norm") if key in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
