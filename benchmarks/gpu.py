@@ -4,13 +4,14 @@
 
 Checks: loading and scoring in fp32, bf16 and fp16 against golden scores written on the CPU; equal gradients whatever the
 cut; bf16 and fp16 near fp32; an overflow in fp16 skips the update; a real out-of-memory error is repeated at half the budget;
-FSDP2 on one device equal to no engine. Exit status 1 if a check fails. Without an accelerator it says so and stops;
+FSDP2 and, where deepspeed is installed, ZeRO 1 to 3 on one device equal to no engine; decoders with both heads. Exit status 1 if a check fails. Without an accelerator it says so and stops;
 `--cpu` runs what CPUs can, to try the script itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from train_speed import BATCH, machine, ours, peer, write
 
-from rankery import CrossEncoder
+from rankery import CrossEncoder, LLMDecoder
 from rankery.config import load_config
 from rankery.demo_data import base_model_path, docstring_pairs
 from rankery.models.contract import PROBES
@@ -36,6 +37,7 @@ from rankery.training.engine import start_engine
 from rankery.training.run import Run, build
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the tests' tiny models
 STEPS = 4
 
 
@@ -59,7 +61,7 @@ def main() -> int:
         folder = Path(name)
         data = write(docstring_pairs(BATCH * STEPS, seed=3), folder)
         bench = Bench(model, data, folder)
-        for check in (golden_scores, cuts, half_precisions, overflow, out_of_memory, sharded):
+        for check in (golden_scores, decoders, cuts, half_precisions, overflow, out_of_memory, sharded):
             try:
                 said, good = check(bench), True
             except AssertionError as error:
@@ -131,7 +133,7 @@ def overflow(bench: Bench) -> str:
         return "left out: fp16 needs an accelerator"
     run = bench.build(mixed_precision="fp16")
     before = next(run.model.parameters()).detach().clone()
-    run.engine.scaler.update(2.0**40)  # no gradient survives this
+    run.engine.scaler = torch.amp.GradScaler(run.engine.device.type, init_scale=2.0**40)  # no gradient survives this
     number, batches = next(loop._steps(run, 0))
     _, _, updated = loop.train_step(run, number, batches)
     assert not updated, "an overflow was counted as an update"
@@ -157,28 +159,52 @@ def out_of_memory(bench: Bench) -> str:
     return f"went on with {run.plan.budget} tokens; losses and gradient norms differ by {difference:.1e}"
 
 
+def decoders(bench: Bench) -> str:
+    """Tiny random families, both heads: scores of every dtype against golden ones written on the CPU (loading compares)."""
+    from conftest import FAMILIES, make_decoder
+
+    said = []
+    for family in FAMILIES:
+        base = make_decoder(bench.folder / family, family, width=128)
+        for head in ({}, {"head": "yes_no", "yes_word": "y", "no_word": "n"}):
+            saved = bench.folder / f"{family}-{len(head)}"
+            LLMDecoder.from_pretrained(base, seed=0, device="cpu", **head).save_pretrained(saved)
+            golden = LLMDecoder.from_pretrained(saved, device="cpu").compute_score(PROBES)
+            for dtype in ("float32", "bfloat16"):
+                scores = LLMDecoder.from_pretrained(saved, dtype=dtype).compute_score(PROBES)
+                said.append(float((scores - golden).abs().max()))
+    return f"{len(said)} loads within their contracts' tolerances, largest deviation {max(said):.1e}"
+
+
 def sharded(bench: Bench) -> str:
+    files = {"FSDP2": "config/default_fsdp.yaml"}
+    if importlib.util.find_spec("deepspeed"):
+        files |= {f"ZeRO {stage}": f"config/deepspeed/deepspeed_zero{stage}.yaml" for stage in (1, 2, 3)}
     said = []
     for precision in ("no", "bf16"):
         plain = bench.steps(bench.build(mixed_precision=precision))
-        settings = bench.settings(mixed_precision=precision, log_interval=1)
-        words = [f"{key}={value}" for key, value in settings.items()]
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "config/default_fsdp.yaml"),
-            "--num_processes", "1", str(ROOT / "train_reranker.py"), *words,
-        ]  # fmt: skip
-        environment = {**os.environ, "RANKERY_CPU_ENGINES": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr[-1500:]
-        assert "engine fsdp2, 1 process" in done.stdout, done.stdout[-1500:]
-        rows = [json.loads(line) for line in (Path(settings["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
-        found = torch.tensor([[row["loss"], row["grad_norm"]] for row in rows if "grad_norm" in row])
-        difference = largest_difference(found, plain)
-        assert difference < (2e-3 if precision == "no" else 0.1), (
-            f"{precision}: differs from no engine by {difference:.1e}"
-        )
-        said.append(f"{precision} {difference:.1e}")
-    return f"FSDP2 on one device beside no engine: {', '.join(said)}"
+        for name, file in files.items():
+            difference = largest_difference(launched(bench, file, precision), plain)
+            assert difference < (2e-3 if precision == "no" else 0.1), (
+                f"{name}, {precision}: differs from no engine by {difference:.1e}"
+            )
+            said.append(f"{name} {precision} {difference:.1e}")
+    return f"on one device beside no engine: {', '.join(said)}"
+
+
+def launched(bench: Bench, file: str, precision: str) -> torch.Tensor:
+    """(loss, gradient norm) of each step of one process under a launch file."""
+    settings = bench.settings(mixed_precision=precision, log_interval=1)
+    words = [f"{key}={value}" for key, value in settings.items()]
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / file), "--num_processes", "1",
+        str(ROOT / "train_reranker.py"), *words,
+    ]  # fmt: skip
+    environment = {**os.environ, "RANKERY_CPU_ENGINES": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-1500:]
+    rows = [json.loads(line) for line in (Path(settings["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([[row["loss"], row["grad_norm"]] for row in rows if "grad_norm" in row])
 
 
 def speed(model: Path, pairs: int, has_device: bool) -> None:

@@ -21,7 +21,8 @@ def default_token_budget(config: Any, device: torch.device, training: bool) -> i
     if device.type == "cpu":
         return CPU_BUDGET
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 8 << 30
-    layers, width = config.num_hidden_layers, config.hidden_size
+    text = config.get_text_config()
+    layers, width = text.num_hidden_layers, text.hidden_size
     # About 34 half-precision activations of the model's width a layer are kept for the backward pass (Korthikanti et
     # al. 2022, section 4); a third of the memory is theirs. Prediction keeps a few layers' worth only.
     bytes_per_token = 34 * width * (layers if training else 4)
