@@ -45,9 +45,10 @@ def table(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
 
 
 def cell(outcome: Outcome, precision: str) -> str:
+    measured = (outcome.gradients, outcome.sgd_weights, outcome.adam_weights)
     shown = "equal" if outcome.equal(precision) else "**not equal**"
     resumed = "bit for bit" if outcome.resumed_exactly else f"to {outcome.resumed_weights:.0e}"
-    return f"{shown}: {outcome.gradients:.0e}, {outcome.sgd_weights:.0e}, {outcome.adam_weights:.0e}; resumes {resumed}"
+    return f"{shown}: {', '.join(f'{value:.0e}' if value else '0' for value in measured)}; resumes {resumed}"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ def test_default_then_yaml_then_command_line(tmp_path: Path) -> None:
         config.lr = 1.0  # type: ignore[misc]
 
 
+def test_empty_texts_of_the_command_line() -> None:
+    given = parse_overrides(["no_word=", "seq=", "query_format=", "val_dataset="])
+    assert given == {"no_word": "", "seq": "", "query_format": None, "val_dataset": None}
+
+
 def test_yaml_booleans_do_not_eat_precision_no(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("model_name_or_path: m\ntrain_dataset: t\noutput_dir: o\nmixed_precision: no\n")
@@ -54,6 +59,12 @@ def test_all_problems_at_once_with_lines(tmp_path: Path) -> None:
         ({"max_label": 0}, "min_label is 0 and max_label 0"),
         ({"document_format": "d"}, "document_format is 'd'"),
         ({"special_token": "</s>"}, "bert_encoder does not use it"),
+        ({"model_type": "llm_decoder", "no_word": " no"}, "no_word is ' no', but head is not yes_no"),
+        (
+            {"model_type": "llm_decoder", "head": "yes_no", "num_labels": 2, "max_label": 1},
+            "a yes_no head gives one score",
+        ),
+        ({"lora_alpha": 8}, "lora_alpha is 8, but lora_rank is empty"),
         ({"num_labels": 3}, "num_labels is 3"),
         ({"num_labels": 2, "loss_type": "point_mse"}, "with loss_type point_mse"),
         ({"resume": True, "overwrite": True}, "resume and overwrite are both true"),

@@ -65,6 +65,30 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "which is not installed: pip install 'rankery[deepspeed]'" in problem
 
 
+def test_deepspeed_files_that_decide_what_the_configuration_decides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "ds.json"
+    settings = {"zero_optimization": {"stage": 1}, "gradient_clipping": 0.5, "bf16": {"enabled": True}, "optimizer": {}}
+    file.write_text(json.dumps({**settings, "gradient_accumulation_steps": "auto"}))
+    for name, value in (("USE_DEEPSPEED", "true"), ("DEEPSPEED_CONFIG_FILE", str(file))):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    monkeypatch.setenv("RANKERY_CPU_ENGINES", "1")
+    assert asked_kind() == "zero1"
+    text = "\n".join(launch_problems("no", 0, 1, 1.0))
+    for expected in (
+        "max_grad_norm is 1 in the configuration but 0.5",
+        "mixed_precision is no",
+        "has optimizer, which",
+    ):
+        assert expected in text
+    (problem,) = launch_problems("bf16", 0, 1, 0.5)
+    assert "has optimizer" in problem
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    (problem,) = launch_problems("fp16", 8, 1, 1.0)
+    assert "DeepSpeed trains in bf16 or no here" in problem
+
+
 def test_deepspeed_on_cpus_is_refused(config: dict) -> None:
     done = launch("config/deepspeed/deepspeed_zero2.yaml", *(f"{key}={value}" for key, value in config.items()))
     assert done.returncode != 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, make_decoder, run_python, words
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
@@ -171,6 +172,40 @@ def test_chinese_words_and_words_of_several_tokens(llama: Path) -> None:
         LLMDecoder.from_pretrained(llama, head="yes_no", yes_word="no", no_word="no")
 
 
+def test_rotary_frequencies_stay_fp32(tmp_path: Path) -> None:
+    """Rounded to bf16 they put far tokens in wrong places; transformers keeps them, in whatever precision it loads."""
+    base = make_decoder(tmp_path / "base", width=128, positions=512)
+    raise_head(LLMDecoder.from_pretrained(base)).save_pretrained(tmp_path / "saved")
+    half = LLMDecoder.from_pretrained(tmp_path / "saved", dtype="bfloat16")
+    cast = LLMDecoder.from_pretrained(tmp_path / "saved").to(torch.bfloat16)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16).eval()
+    pair = ("sun", "moon sea " * 240)
+    with torch.no_grad():
+        expected = theirs(ids_of(half, pair)).logits.float().squeeze()
+    for reranker in (half, cast):
+        assert reranker.model.model.rotary_emb.inv_freq.dtype == torch.float32
+        assert next(reranker.model.parameters()).dtype == torch.bfloat16
+        torch.testing.assert_close(reranker.compute_score([pair]).squeeze(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_families_whose_logits_are_made_otherwise(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that does something to its logits that we do not know is refused, not misread."""
+    from transformers import LlamaForCausalLM
+
+    original = LlamaForCausalLM.forward
+
+    def scaled(self, *args, **kwargs):
+        output = original(self, *args, **kwargs)
+        output.logits = 3 * output.logits
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+    with pytest.raises(
+        InputError, match="LlamaForCausalLM turns its hidden states into logits in a way that rankery does"
+    ):
+        LLMDecoder.from_pretrained(llama, **YES_NO)
+
+
 def test_bad_prompts(llama: Path, bert: Path) -> None:
     with pytest.raises(InputError, match=r"query_format is 'query'; expected a text with {}"):
         LLMDecoder.from_pretrained(llama, query_format="query")
@@ -224,7 +259,9 @@ def test_resumed_decoder_is_the_uninterrupted_one(config: dict, llama: Path, tmp
     for step in (6, 8, 12):
         shutil.rmtree(cut / "checkpoints" / f"checkpoint_{step}")
     train(settings, num_max_checkpoints=9, output_dir=str(cut), resume=True)
-    assert (whole / "model" / "model.safetensors").read_bytes() == (cut / "model" / "model.safetensors").read_bytes()
+    a, b = (load_file(run / "model" / "model.safetensors") for run in (whole, cut))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
     assert (whole / "metrics.jsonl").read_text() == (cut / "metrics.jsonl").read_text()
 
 

@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--model", required=True, metavar="DIR")
     export.add_argument("--to", required=True, choices=["seq-cls"], help="a yes/no model with a classification head")
     export.add_argument("--output", required=True, metavar="DIR")
+    export.add_argument(
+        "--prompt", metavar="NAME", help="preset of a model that rankery has not saved (see docs/prompts.md)"
+    )
     export.set_defaults(run=_export)
 
     demo = verbs.add_parser(
@@ -158,7 +161,7 @@ def _rerank(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from rankery.models.export import export
 
-    export(arguments.model, arguments.output)
+    export(arguments.model, arguments.output, arguments.prompt)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

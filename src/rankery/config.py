@@ -203,13 +203,16 @@ TEXTS = frozenset(
     if field.annotation is str or str in get_args(field.annotation)
 )
 DECODER_KEYS = ("seq", "special_token", "prefix", "head", "yes_word", "no_word", "prompt", "instruction")
+EMPTY_MEANS_EMPTY = ("seq", "special_token", "prefix", "no_word")  # not: the default
 FOLDERS = ("output_dir", "cache_dir", "dataset_cache_dir")
 
 
 def parse_value(key: str, text: str) -> Any:
     """A command-line value, read as YAML reads it; texts as they are."""
     is_text = key in TEXTS and not (key.endswith("_dataset") and text.startswith("["))
-    return (text or None) if is_text else yaml.load(text, _Loader)
+    if is_text:
+        return text if text or key in EMPTY_MEANS_EMPTY else None
+    return yaml.load(text, _Loader)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -312,6 +315,13 @@ def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tupl
         value = getattr(config, key)
         if value:
             problem((key, "model_type"), f"{key} is {value!r}; bert_encoder does not use it: leave it empty")
+    for key in ("yes_word", "no_word"):
+        value = getattr(config, key)
+        if value and config.prompt is None and config.head != "yes_no":
+            problem((key, "head"), f"{key} is {value!r}, but head is not yes_no; set head to yes_no, or leave it empty")
+    for key in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+        if config.lora_rank is None and getattr(config, key) != TrainConfig.model_fields[key].default:
+            problem((key, "lora_rank"), f"{key} is {getattr(config, key)!r}, but lora_rank is empty; set it too")
     if config.load_in_4bit and config.lora_rank is None:
         problem(("load_in_4bit",), "load_in_4bit is true, but 4-bit weights cannot be trained; set lora_rank too")
     if config.load_in_4bit and find_spec("bitsandbytes") is None:

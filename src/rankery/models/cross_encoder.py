@@ -87,6 +87,7 @@ class CrossEncoder(Reranker):
         dtype = choose_dtype(dtype, device)
         if seed is not None:
             torch.manual_seed(seed)
+        num_labels = num_labels or (contract or {}).get("num_labels")
         model, tokenizer = _load(
             model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
         )
@@ -100,9 +101,10 @@ class CrossEncoder(Reranker):
         )
         labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
         reranker = cls(Scorer(placed(model, device, dtype)).eval(), tokenizer, template, labels)
+        reranker.cache_dir = cache_dir
         if contract is not None:
             check_template(contract, template, model_name_or_path)
-            if verify:
+            if verify and not load_in_4bit:  # golden scores are of whole weights
                 verify_golden(contract, reranker, model_name_or_path)
         return reranker
 
@@ -128,16 +130,19 @@ def _load(
 ) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    base = base_of(Path(name)) or name
+    base, base_hub = name, hub
+    if found := base_of(Path(name)):
+        base, base_hub = found[0], {**hub, "revision": found[1]}
     with loading(base):
-        config = AutoConfig.from_pretrained(base, **hub)
+        config = AutoConfig.from_pretrained(base, **base_hub)
         is_reranker = any("ForSequenceClassification" in kind for kind in config.architectures or [])
         config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
         set_dropout(config, hidden_dropout, attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            base, config=config, dtype=torch.float32, **hub, **quantized
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            base, config=config, dtype=torch.float32, output_loading_info=True, **base_hub, **quantized
         )
+        model.new_weights = frozenset(report["missing_keys"])
         if base != name:
             load_adapters(model, Path(name))
     check_tokenizer(name, tokenizer, config)

@@ -14,7 +14,7 @@ import torch
 
 from rankery.data.template import Prompt
 from rankery.errors import InputError
-from rankery.models.contract import PROBES
+from rankery.models.contract import PROBES, read_contract
 from rankery.models.llm_decoder import LLMDecoder
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.prompts import Reading
@@ -58,7 +58,7 @@ def to_sequence_classification(reranker: LLMDecoder) -> LLMDecoder:
     return LLMDecoder(model, reranker.tokenizer, reranker.template, reranker.labels, prompt, Reading())
 
 
-def export(source: str | Path, target: str | Path) -> None:
+def export(source: str | Path, target: str | Path, prompt: str | None = None) -> None:
     """Writes the sequence-classification model of a yes/no reranker, once its scores have been compared.
 
     Raises:
@@ -66,7 +66,11 @@ def export(source: str | Path, target: str | Path) -> None:
     """
     from rankery.models.opening import open_reranker
 
-    reranker = open_reranker(source, device="cpu", dtype=torch.float32)
+    if prompt is None and read_contract(Path(source)) is None:
+        raise InputError(
+            f"{source}: nothing says how it is asked; name its preset with --prompt, or save it with rankery (save_pretrained) first"
+        )
+    reranker = open_reranker(source, prompt, device="cpu", dtype=torch.float32)
     if not isinstance(reranker, LLMDecoder):
         raise InputError(f"{source}: is an encoder, which is a sequence-classification model already")
     before = reranker.compute_score(PROBES)

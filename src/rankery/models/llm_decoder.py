@@ -18,7 +18,7 @@ import torch
 
 from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
 from rankery.errors import InputError
-from rankery.models.contract import check_arguments, check_template, read_contract, verify_golden
+from rankery.models.contract import PROBES, check_arguments, check_template, read_contract, verify_golden
 from rankery.models.loading import (
     check_tokenizer,
     choose_device,
@@ -31,7 +31,7 @@ from rankery.models.loading import (
 )
 from rankery.models.lora import base_of, load_adapters
 from rankery.models.prompts import Reading, resolve_prompt
-from rankery.models.reranker import Reranker
+from rankery.models.reranker import Reranker, encode_pairs
 from rankery.models.scorer import LastTokenScorer, YesNoScorer
 
 # Tokens that families keep free; one of them may pad.
@@ -143,15 +143,18 @@ class LLMDecoder(Reranker):
         dtype = choose_dtype(dtype, device)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
         dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit)
-        base = base_of(Path(name)) or name
+        saved = contract or {}
+        base, base_hub = name, hub
+        if found := base_of(Path(name)):
+            base, base_hub = found[0], {**hub, "revision": found[1]}
         with loading(base):
-            model, tokenizer = _load(base, reading.head, num_labels, seed, hub, quantized, dropout)
+            labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
+            model, tokenizer = _load(base, reading.head, labels_wanted, seed, base_hub, quantized, dropout)
             if base != name:
                 from transformers import AutoTokenizer
 
                 tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         check_tokenizer(name, tokenizer, model.config)
-        saved = contract or {}
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         length = choose_max_len(max_len, saved.get("max_len"), limit, tokenizer, name)
         template = prompt_template(tokenizer, length, shown, pad_token_id=_pad(model, tokenizer, shown))
@@ -159,14 +162,38 @@ class LLMDecoder(Reranker):
         if base != name:
             load_adapters(model, Path(name))
         reranker = cls(placed(model, device, dtype), tokenizer, template, labels, shown, reading)
-        if contract is not None:
+        reranker.cache_dir = cache_dir
+        if contract is None:
+            check_head(reranker, name)
+        else:
             check_template(contract, template, name)
-            if verify:
+            if verify and not load_in_4bit:  # golden scores are of whole weights
                 verify_golden(contract, reranker, name)
         return reranker
 
     def settings(self) -> dict[str, Any]:
         return {**asdict(self.prompt), **asdict(self.reading)}
+
+
+@torch.inference_mode()
+def check_head(reranker: LLMDecoder, name: str) -> None:
+    """A yes/no head must read what the model's own forward computes: families scale and cap their logits in many ways.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not isinstance(reranker.scorer, YesNoScorer):
+        return
+    ids, _ = encode_pairs([PROBES[3]], reranker.tokenizer, reranker.template)[0]
+    batch = torch.from_numpy(ids)[None].to(reranker.device)
+    logits = reranker.model(batch, use_cache=False).logits[:, -1, reranker.scorer.vocabulary.rows].float()
+    expected = float((logits[:, :1] - logits[:, 1:] if logits.shape[1] == 2 else logits).squeeze())
+    got = float(reranker.scorer(batch, torch.ones_like(batch)).float().squeeze())
+    if not abs(got - expected) <= 0.05 * max(1.0, float(logits.abs().max())):
+        raise InputError(
+            f"{name}: a {type(reranker.model).__name__} turns its hidden states into logits in a way that rankery does not know "
+            f"(yes/no score {got:g}, by the model itself {expected:g}); use head=score"
+        )
 
 
 def word_ids(tokenizer: Any, reading: Reading) -> tuple[int, ...]:
@@ -210,10 +237,13 @@ def _load(
     """(model, tokenizer) of a folder, hub name or GGUF file, in fp32."""
     from transformers import AutoConfig, AutoTokenizer
 
-    folder, gguf = _gguf(name)
+    folder, gguf = find_gguf(name)
     if gguf:
-        model, tokenizer = _load_gguf(folder, gguf, head, num_labels or 1)
-        set_dropout(model.config, *dropout)
+        if quantized:
+            raise InputError(
+                f"load_in_4bit: {name!r} is a GGUF file, which is unpacked; name the model's own folder instead"
+            )
+        model, tokenizer = _load_gguf(folder, gguf, head, num_labels or 1, dropout)
         is_reranker = False
     else:
         config = AutoConfig.from_pretrained(name, **hub)
@@ -226,7 +256,10 @@ def _load(
         if head == "score":
             config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        model = _auto_class(head).from_pretrained(name, config=config, dtype=torch.float32, **hub, **quantized)
+        model, report = _auto_class(head).from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, **hub, **quantized
+        )
+        model.new_weights = frozenset(report["missing_keys"])
     if head == "score":
         if not isinstance(getattr(model, "score", None), torch.nn.Linear):
             raise InputError(f"model_name_or_path is {name!r}, a {type(model).__name__}; expected an LLM decoder")
@@ -237,7 +270,7 @@ def _load(
     return model, tokenizer
 
 
-def _gguf(name: str) -> tuple[str, str | None]:
+def find_gguf(name: str) -> tuple[str, str | None]:
     """(folder, file) of a GGUF file, or of a folder that holds one and no config.json; else (name, None)."""
     path = Path(name)
     if path.suffix == ".gguf":
@@ -248,7 +281,9 @@ def _gguf(name: str) -> tuple[str, str | None]:
     return (name, files[0].name) if files else (name, None)
 
 
-def _load_gguf(folder: str, file: str, head: str, num_labels: int) -> tuple[Any, Any]:
+def _load_gguf(
+    folder: str, file: str, head: str, num_labels: int, dropout: tuple[float | None, ...]
+) -> tuple[Any, Any]:
     """transformers unpacks the weights; a fresh model takes them, which knows nothing of their quantisation."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -259,6 +294,7 @@ def _load_gguf(folder: str, file: str, head: str, num_labels: int) -> tuple[Any,
         if hasattr(config, name):
             delattr(config, name)
     config.num_labels = num_labels
+    set_dropout(config, *dropout)
     with torch.device("meta"):
         fresh = _auto_class(head).from_config(config)
     fresh = fresh.to_empty(device="cpu").float()
@@ -266,6 +302,7 @@ def _load_gguf(folder: str, file: str, head: str, num_labels: int) -> tuple[Any,
     source = unpacked if head == "yes_no" else unpacked.base_model
     (fresh if head == "yes_no" else fresh.base_model).load_state_dict(source.state_dict())
     fresh.tie_weights()
+    fresh.new_weights = frozenset()  # the head is known by its name
     return fresh, tokenizer
 
 

@@ -132,6 +132,13 @@ def four_bit(wanted: bool) -> dict[str, Any]:
     return {"quantization_config": settings}
 
 
-def placed(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model on its device in its precision; 4-bit weights keep theirs."""
-    return model.to(device) if getattr(model, "is_loaded_in_4bit", False) else model.to(device=device, dtype=dtype)
+def placed(model: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """The model on its device, its weights in a precision (None: as they are); 4-bit weights keep theirs.
+
+    Buffers keep theirs too, as transformers loads them: rotary frequencies in bf16 put far tokens in wrong places.
+    """
+    if dtype is not None and not getattr(model, "is_loaded_in_4bit", False):
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model if device is None else model.to(device)

@@ -23,8 +23,8 @@ PEFT_PREFIX = "base_model.model."  # what peft's wrapper puts before the names o
 ALL_LINEAR = "all-linear"
 
 
-def base_of(folder: Path) -> str | None:
-    """Name or path of the base model of an adapter directory; None where the folder is none.
+def base_of(folder: Path) -> tuple[str, str | None] | None:
+    """(name or path, revision) of the base model of an adapter directory; None where the folder is none.
 
     Raises:
         InputError: an adapter configuration that cannot be read.
@@ -33,19 +33,29 @@ def base_of(folder: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return str(settings["base_model_name_or_path"]), settings.get("revision")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: is no adapter configuration ({error!r}); expected the file as saved") from None
 
 
 def add_adapters(
-    model: Any, base: str, rank: int, alpha: int, dropout: float, targets: str | Sequence[str], seed: int
+    model: Any,
+    base: str,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: str | Sequence[str],
+    seed: int,
+    revision: str | None = None,
 ) -> None:
-    """Puts new adapters into a transformers model, which are nothing at first (B is zero); all but them and the head freezes.
+    """Puts new adapters into a transformers model, which are nothing at first (B is zero).
+
+    All but them, the head and what else the base's checkpoint did not hold (a pooler, say) freezes.
 
     Args:
-        model: a transformers model.
-        base: where it came from; kept in the adapter directory.
+        model: a transformers model; `new_weights` names what was initialised when it was loaded.
+        base: where it came from, with its revision; kept in the adapter directory.
         rank: rank of the adapters.
         alpha: their weight is alpha / rank.
         dropout: on what goes into them.
@@ -58,7 +68,12 @@ def add_adapters(
     _require_peft()
     from peft import LoraConfig
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    vocabulary = model.get_output_embeddings() if _head_name(model) is None else None  # read by rows, not called
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not vocabulary
+    ]
     if targets == ALL_LINEAR:
         chosen = [name for name in linear if any(part.isdigit() for part in name.split("."))]  # in a numbered layer
     else:
@@ -71,12 +86,19 @@ def add_adapters(
             )
         chosen = [name for name in linear if any(_matches(name, target) for target in wanted)]
     head = _head_name(model)
+    trained = {
+        name
+        for name, _ in model.named_parameters()
+        if name in model.new_weights or (head is not None and name.startswith(f"{head}."))
+    }
+    saved = sorted({name.rpartition(".")[0] for name in trained})
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name for name in chosen if name != head],
-        task_type="SEQ_CLS" if head else "CAUSAL_LM", modules_to_save=[head] if head else None, base_model_name_or_path=base,
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name for name in chosen if name not in saved],
+        task_type="SEQ_CLS" if head else "CAUSAL_LM", modules_to_save=saved or None, base_model_name_or_path=base,
+        revision=revision,
     )  # fmt: skip
     torch.manual_seed(seed)
-    _inject(model, config)
+    _inject(model, config, trained)
 
 
 def load_adapters(model: Any, folder: Path) -> None:
@@ -90,11 +112,11 @@ def load_adapters(model: Any, folder: Path) -> None:
     from safetensors.torch import load_file
 
     config = LoraConfig.from_pretrained(str(folder))
+    state = {_inner_name(name): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
     try:
-        _inject(model, config)
+        _inject(model, config, {name for name in state if "lora_" not in name})
     except ValueError as error:
         raise InputError(f"{folder}: its adapters do not fit {config.base_model_name_or_path}: {error}") from None
-    state = {_inner_name(name): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
     own = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     if own != {name: tensor.shape for name, tensor in state.items()}:
         raise InputError(
@@ -130,7 +152,8 @@ def merge_adapters(model: Any) -> None:
         parameter.requires_grad_(True)
 
 
-def _inject(model: Any, config: Any) -> None:
+def _inject(model: Any, config: Any, trained: set[str]) -> None:
+    """Adapters into the model; they and the parameters named `trained` are all that learns."""
     from peft import inject_adapter_in_model
 
     kept, config.modules_to_save = config.modules_to_save, None  # the head needs no copy: it is trained where it is
@@ -138,9 +161,8 @@ def _inject(model: Any, config: Any) -> None:
     config.modules_to_save = kept
     config.inference_mode = False
     model.peft_config = {"default": config}
-    head = _head_name(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or (head is not None and name.startswith(f"{head}.")))
+        parameter.requires_grad_("lora_" in name or name in trained)
 
 
 def _head_name(model: Any) -> str | None:

@@ -34,7 +34,8 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
     if contract is not None:
         is_decoder, head = contract["model_type"] == LLMDecoder.model_type, None
     else:
-        is_decoder, head = _decoder_kind(name)
+        hub = {key: value for key, value in options.items() if key in ("trust_remote_code", "revision", "cache_dir")}
+        is_decoder, head = _decoder_kind(name, hub)
     if is_decoder:
         return LLMDecoder.from_pretrained(name, prompt=prompt, head=head, **options)
     if prompt is not None:
@@ -42,7 +43,7 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
     return CrossEncoder.from_pretrained(name, **options)
 
 
-def _decoder_kind(name: str) -> tuple[bool, str | None]:
+def _decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
     """(whether a model without a contract is a decoder, the head it has to be read with)."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
@@ -50,10 +51,12 @@ def _decoder_kind(name: str) -> tuple[bool, str | None]:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    if name.endswith(".gguf"):
+    from rankery.models.llm_decoder import find_gguf
+
+    if find_gguf(name)[1]:
         return True, "yes_no"
     with loading(name):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **hub)
     kind = config.model_type
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return False, None

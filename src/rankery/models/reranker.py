@@ -20,6 +20,7 @@ from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
+from rankery.models.loading import placed
 from rankery.models.scorer import Scorer
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
@@ -39,6 +40,7 @@ class Reranker:
 
     model_type: str
     scored_token: str  # position of the token that the logits are read at
+    cache_dir: str | None = None  # of downloads, for the base of adapters
 
     def __init__(
         self, scorer: Scorer, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)
@@ -66,13 +68,15 @@ class Reranker:
         """This reranker with the fp32 weights and the tokenizer of a folder that is being written."""
         again = type(self).from_pretrained(  # type: ignore[attr-defined]
             folder, self.num_labels, **self.settings(), max_len=self.template.max_len, device="cpu", dtype=torch.float32,
-            verify=False, trust_remote_code=trust_remote_code,
+            verify=False, trust_remote_code=trust_remote_code, cache_dir=self.cache_dir,
         )  # fmt: skip
         assert again.template == self.template, "the folder's tokenizer builds another input"
         return again
 
     def to(self, *args: Any, **kwargs: Any) -> Reranker:
-        self.model.to(*args, **kwargs)
+        """Moves the model, or casts its weights; arguments as torch's `Module.to`."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        placed(self.model, device, dtype)
         return self
 
     def eval(self) -> Reranker:

@@ -90,12 +90,11 @@ class DeepSpeedEngine(Engine):
             "gradient_accumulation_steps": 1,
             "gradient_clipping": config.max_grad_norm,
             "zero_optimization": {**zero, "stage": self.stage, "overlap_comm": False},
-            "bf16": {"enabled": half and self.precision == "bf16"},
-            "fp16": {"enabled": half and self.precision == "fp16"},
+            "bf16": {"enabled": half},
             # Stage 0 has no masters apart from the weights: they stay fp32, and computation is cast.
             "torch_autocast": {
                 "enabled": self.stage == 0 and self.precision != "no",
-                "dtype": "float16" if self.precision == "fp16" else "bfloat16",
+                "dtype": "bfloat16",
             },
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",

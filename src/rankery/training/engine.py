@@ -42,6 +42,10 @@ def start_engine(config: TrainConfig) -> Engine:
     if problems:
         raise InputError(problems, shared=True)
     kind, asked = asked_kind(), asked_processes()
+    if config.load_in_4bit and kind not in ("single", "ddp"):
+        raise InputError(
+            f"load_in_4bit is true, but {kind} cannot shard 4-bit weights; use one process or ddp", shared=True
+        )
     if not devices and kind not in ("single", "ddp"):
         shard_on_cpu()
     from accelerate import PartialState

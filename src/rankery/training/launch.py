@@ -6,8 +6,10 @@ or otherwise than the configuration says, is a list of problems before anything 
 
 from __future__ import annotations
 
+import json
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 TRUE = "true"
@@ -27,9 +29,6 @@ def asked_kind() -> str:
 
 
 def zero_stage() -> int:
-    import json
-    from pathlib import Path
-
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if file != "none":
         return int(json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0))
@@ -75,10 +74,42 @@ def launch_problems(precision: str, devices: int, gradient_accumulation_steps: i
             f"the launch file asks for {'FSDP' if kind == 'fsdp2' else 'DeepSpeed'}, but there is no accelerator; use config/ddp.yaml on CPUs "
             "(RANKERY_CPU_ENGINES=1 shards on CPUs for tests)"
         )
+    if kind.startswith("zero"):
+        problems += _deepspeed_problems(precision, gradient_accumulation_steps, max_grad_norm)
     if precision == "fp16" and not devices:
         problems.append(
             "mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no"
         )
+    return problems
+
+
+def _deepspeed_problems(precision: str, gradient_accumulation_steps: int, max_grad_norm: float) -> list[str]:
+    """What a DeepSpeed launch cannot do here, and what its own JSON file decides that the configuration decides."""
+    problems = []
+    if precision == "fp16":
+        problems.append(
+            "mixed_precision is fp16; DeepSpeed trains in bf16 or no here (its loss scale is in no checkpoint of ours): use bf16, or DDP"
+        )
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    settings = json.loads(Path(file).read_text()) if file != "none" else {}
+    for key, name, configured in (
+        ("gradient_clipping", "max_grad_norm", max_grad_norm),
+        ("gradient_accumulation_steps", "gradient_accumulation_steps", gradient_accumulation_steps),
+    ):
+        if settings.get(key, "auto") not in ("auto", configured):
+            problems.append(
+                f"{name} is {configured:g} in the configuration but {settings[key]} ({key}) in {file}; leave it out there"
+            )
+    for key, value in (("bf16", "bf16"), ("fp16", "fp16")):
+        if settings.get(key, {}).get("enabled") is True and precision != value:
+            problems.append(
+                f"mixed_precision is {precision} in the configuration but {value} in {file}; leave it out there"
+            )
+    problems += [
+        f"{file} has {key}, which the training configuration decides; leave it out there"
+        for key in ("optimizer", "scheduler")
+        if key in settings
+    ]
     return problems
 
 

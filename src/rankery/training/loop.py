@@ -291,8 +291,9 @@ def _finish_weights(run: Run, folder: Path) -> None:
     if not (adapted and run.config.lora_merge) and (adapted or dtype == torch.float32):
         return
     reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
-        folder, device="cpu", dtype=torch.float32, verify=False, trust_remote_code=run.config.trust_remote_code
-    )
+        folder, device="cpu", dtype=torch.float32, trust_remote_code=run.config.trust_remote_code,
+        cache_dir=run.config.cache_dir,
+    )  # fmt: skip
     if has_adapters(reranker.model):
         merge_adapters(reranker.model)
     weights = {

@@ -25,7 +25,7 @@ from rankery.losses import LOSSES, Loss
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.cross_encoder import CrossEncoder
 from rankery.models.llm_decoder import LLMDecoder
-from rankery.models.lora import add_adapters
+from rankery.models.lora import add_adapters, has_adapters, merge_adapters
 from rankery.models.reranker import Reranker
 from rankery.training import checkpoint
 from rankery.training.engine import DTYPES, Engine, start_engine
@@ -101,18 +101,16 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(Path(config.output_dir), print))
     start = found[1] if found else {}
     reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
-    if config.lora_rank is not None and not found:
-        add_adapters(
-            reranker.model, config.model_name_or_path, config.lora_rank, config.lora_alpha, config.lora_dropout,
-            config.lora_target_modules, config.seed,
-        )  # fmt: skip
+    if not found:
+        _prepare_adapters(config, reranker.model)
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: _prepare_data(config, files, reranker, labels, cache))
     data = {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
     _check_labels_and_groups(config, data, reranker.model)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
     budget = engine.on_main(lambda: checkpoint.token_budget(config, start))
-    budget = budget or default_token_budget(reranker.model.config, engine.device, training=True)
+    if not budget:  # of the smallest device: all processes follow one plan
+        budget = min(engine.gather(default_token_budget(reranker.model.config, engine.device, training=True)))
     resolved = config.model_copy(update={"token_budget": budget})
     run_info = engine.on_main(lambda: checkpoint.claim(resolved, list(keys.values()), batch))
     reranker.labels = (config.min_label, config.max_label)
@@ -147,6 +145,24 @@ def _find_files(config: TrainConfig) -> dict[str, list[Path]]:
     if problems:
         raise InputError(problems)
     return files
+
+
+def _prepare_adapters(config: TrainConfig, model: Any) -> None:
+    """Adapters as the configuration says; those of a base that is an adapter directory are merged into it."""
+    if has_adapters(model):
+        if config.lora_rank is not None:
+            raise InputError(
+                f"model_name_or_path is {config.model_name_or_path!r}, an adapter directory, and lora_rank is {config.lora_rank}; "
+                "expected a whole model under new adapters: train it with lora_merge=true"
+            )
+        merge_adapters(model)
+    if config.lora_rank is not None:
+        folder = Path(config.model_name_or_path).expanduser()
+        base = str(folder.resolve()) if folder.exists() else config.model_name_or_path
+        add_adapters(
+            model, base, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_modules, config.seed,
+            config.revision,
+        )  # fmt: skip
 
 
 def _load_model(config: TrainConfig, path: str | Path) -> Reranker:
