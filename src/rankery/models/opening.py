@@ -51,7 +51,7 @@ def _decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    from rankery.models.llm_decoder import find_gguf
+    from rankery.models.gguf import find_gguf
 
     if find_gguf(name)[1]:
         return True, "yes_no"
