@@ -183,20 +183,22 @@ def test_adapters_for_another_base(decoder_config: dict, tmp_path: Path) -> None
         CrossEncoder.from_pretrained(adapters)
 
 
-def test_four_bit_base(config: dict, tmp_path: Path) -> None:
-    """QLoRA for real, on a CPU: frozen weights in 4 bits, adapters trained, merged into the base as it was."""
+def test_four_bit_base(decoder_config: dict, tmp_path: Path) -> None:
+    """Weights in 4 bits score near the whole ones; an adapter directory opens over them; training wants an accelerator."""
     pytest.importorskip("bitsandbytes")
     base = make_decoder(tmp_path / "base", width=128)  # blocks of 64 values
-    reranker = LLMDecoder.from_pretrained(base, load_in_4bit=True, seed=1)
-    assert type(reranker.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-    settings = {**config, **LORA, "model_type": "llm_decoder", "model_name_or_path": str(base), "load_in_4bit": True}
-    folder = train(settings, mixed_precision="bf16")
-    losses = [json.loads(line)["loss"] for line in (folder.parent / "metrics.jsonl").open() if '"loss"' in line]
-    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
-    assert not has_adapters(LLMDecoder.from_pretrained(folder).model)
-    train(
-        settings, mixed_precision="bf16", resume=True
-    )  # golden scores are of whole weights: 4-bit ones are not held to them
+    adapters = train(decoder_config, model_name_or_path=str(base), lora_merge=False)
+    whole, packed = (LLMDecoder.from_pretrained(adapters, load_in_4bit=four) for four in (False, True))
+    assert type(packed.model.model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
+    scores = [reranker.compute_score(PAIRS) for reranker in (whole, packed)]
+    assert torch.corrcoef(torch.stack(scores))[0, 1] > 0.8
+    if torch.accelerator.is_available():
+        train(decoder_config, model_name_or_path=str(base), load_in_4bit=True, overwrite=True)
+    else:
+        with pytest.raises(
+            InputError, match="bitsandbytes computes no gradients on CPUs; use one process or ddp, on accelerators"
+        ):
+            train(decoder_config, model_name_or_path=str(base), load_in_4bit=True, overwrite=True)
 
 
 def test_four_bits_need_bitsandbytes_and_adapters(decoder_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,12 +195,19 @@ def write_checkpoint(folder: Path, state: dict[str, Any], write_model: Callable[
         InputError: the disk is full or not writable; earlier checkpoints stay whole.
     """
     target = folder / "checkpoints" / f"checkpoint_{state['step']}"
-    with written_aside(target) as aside:
-        write_model(aside / "model")
-        for part in (folder / "checkpoints").glob(".tmp-optimizer-*"):
-            part.rename(aside / part.name.removeprefix(".tmp-"))
-        files = {str(path.relative_to(aside)): _measure(path) for path in sorted(aside.rglob("*")) if path.is_file()}
-        (aside / STATE_FILE).write_text(json.dumps({**state, "files": files}))
+    parts = list((folder / "checkpoints").glob(".tmp-optimizer-*"))
+    try:
+        with written_aside(target) as aside:
+            write_model(aside / "model")
+            for part in parts:
+                part.rename(aside / part.name.removeprefix(".tmp-"))
+            files = {
+                str(path.relative_to(aside)): _measure(path) for path in sorted(aside.rglob("*")) if path.is_file()
+            }
+            (aside / STATE_FILE).write_text(json.dumps({**state, "files": files}))
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
     # Later ones are damaged leftovers of an earlier attempt: they do not count.
     for _, old in [entry for entry in numbered(folder, "checkpoint") if entry[0] <= state["step"]][:-keep]:
         remove(old)
