@@ -115,6 +115,17 @@ def check_template(contract: dict[str, Any], template: PairTemplate, name: str) 
         raise InputError(problems)
 
 
+def check_contract(contract: dict[str, Any], reranker: Reranker, name: str, verify: bool) -> None:
+    """A loaded reranker must build its input, and with `verify` score, as its contract says.
+
+    Raises:
+        InputError: it does not.
+    """
+    check_template(contract, reranker.template, name)
+    if verify and not getattr(reranker.model, "is_loaded_in_4bit", False):  # golden scores are of whole weights
+        verify_golden(contract, reranker, name)
+
+
 def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> None:
     """Scores the probes and compares.
 
@@ -207,9 +218,8 @@ def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.T
         from transformers.dynamic_module_utils import custom_object_save
 
         custom_object_save(model, aside, config=config)
-    if (
-        reranker.model_type == "bert_encoder"
-    ):  # sentence-transformers would apply a sigmoid to one label: our scores are logits
+    if reranker.model_type == "bert_encoder":
+        # sentence-transformers would apply a sigmoid to one label: our scores are logits.
         config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
     config.pad_token_id = reranker.template.pad_token_id
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the name that sharding gives the class

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rankery.data.template import pair_template
-from rankery.models.contract import check_arguments, check_template, read_contract, verify_golden
+from rankery.models.contract import check_arguments, check_contract, read_contract
 from rankery.models.loading import (
     check_tokenizer,
     choose_device,
@@ -25,7 +25,7 @@ from rankery.models.loading import (
     placed,
     set_dropout,
 )
-from rankery.models.lora import base_of, load_adapters
+from rankery.models.lora import base_and_hub, load_adapters
 from rankery.models.reranker import Reranker
 from rankery.models.scorer import Scorer
 
@@ -103,9 +103,7 @@ class CrossEncoder(Reranker):
         reranker = cls(Scorer(placed(model, device, dtype)).eval(), tokenizer, template, labels)
         reranker.cache_dir = cache_dir
         if contract is not None:
-            check_template(contract, template, model_name_or_path)
-            if verify and not load_in_4bit:  # golden scores are of whole weights
-                verify_golden(contract, reranker, model_name_or_path)
+            check_contract(contract, reranker, model_name_or_path, verify)
         return reranker
 
 
@@ -130,9 +128,7 @@ def _load(
 ) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    base, base_hub = name, hub
-    if found := base_of(Path(name)):
-        base, base_hub = found[0], {**hub, "revision": found[1]}
+    base, base_hub = base_and_hub(name, hub)
     with loading(base):
         config = AutoConfig.from_pretrained(base, **base_hub)
         is_reranker = any("ForSequenceClassification" in kind for kind in config.architectures or [])

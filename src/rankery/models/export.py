@@ -7,18 +7,16 @@ written has golden scores of its own, and they are those of the original.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from rankery.data.template import Prompt
 from rankery.errors import InputError
 from rankery.models.contract import PROBES, read_contract
 from rankery.models.llm_decoder import LLMDecoder
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.prompts import Reading
-from rankery.models.scorer import YesNoScorer
+from rankery.models.scorer import YesNoScorer, logit_factor
 
 SAME = 1e-4  # relative to the largest score, 1 at least
 
@@ -51,11 +49,9 @@ def to_sequence_classification(reranker: LLMDecoder) -> LLMDecoder:
     model = AutoModelForSequenceClassification.from_config(config).to(torch.float32)
     model.base_model.load_state_dict(reranker.model.base_model.state_dict())
     yes, *no = vocabulary.weight.detach().float()[vocabulary.rows]
-    scale = (getattr(text, "logit_scale", None) or 1) / (getattr(text, "logits_scaling", None) or 1)
     with torch.no_grad():
-        model.score.weight.copy_(((yes - no[0] if no else yes) * scale)[None])
-    prompt = Prompt(**asdict(reranker.prompt))
-    return LLMDecoder(model, reranker.tokenizer, reranker.template, reranker.labels, prompt, Reading())
+        model.score.weight.copy_(((yes - no[0] if no else yes) * logit_factor(config))[None])
+    return LLMDecoder(model, reranker.tokenizer, reranker.template, reranker.labels, reranker.prompt, Reading())
 
 
 def export(source: str | Path, target: str | Path, prompt: str | None = None) -> None:

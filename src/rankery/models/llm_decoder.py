@@ -18,7 +18,7 @@ import torch
 
 from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
 from rankery.errors import InputError
-from rankery.models.contract import PROBES, check_arguments, check_template, read_contract, verify_golden
+from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
 from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
     check_tokenizer,
@@ -30,7 +30,7 @@ from rankery.models.loading import (
     placed,
     set_dropout,
 )
-from rankery.models.lora import base_of, load_adapters
+from rankery.models.lora import base_and_hub, load_adapters
 from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import Reranker, encode_pairs
 from rankery.models.scorer import LastTokenScorer, YesNoScorer
@@ -145,9 +145,7 @@ class LLMDecoder(Reranker):
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
         dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit)
         saved = contract or {}
-        base, base_hub = name, hub
-        if found := base_of(Path(name)):
-            base, base_hub = found[0], {**hub, "revision": found[1]}
+        base, base_hub = base_and_hub(name, hub)
         with loading(base):
             labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
             model, tokenizer = _load(base, reading.head, labels_wanted, seed, base_hub, quantized, dropout)
@@ -167,9 +165,7 @@ class LLMDecoder(Reranker):
         if contract is None:
             check_head(reranker, name)
         else:
-            check_template(contract, template, name)
-            if verify and not load_in_4bit:  # golden scores are of whole weights
-                verify_golden(contract, reranker, name)
+            check_contract(contract, reranker, name, verify)
         return reranker
 
     def settings(self) -> dict[str, Any]:

@@ -39,6 +39,12 @@ def base_of(folder: Path) -> tuple[str, str | None] | None:
         raise InputError(f"{file}: is no adapter configuration ({error!r}); expected the file as saved") from None
 
 
+def base_and_hub(name: str, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(what to load the model from, with which hub options): a model itself, or the base of an adapter directory."""
+    found = base_of(Path(name))
+    return (found[0], {**hub, "revision": found[1]}) if found else (name, hub)
+
+
 def add_adapters(
     model: Any,
     base: str,

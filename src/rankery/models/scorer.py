@@ -102,10 +102,15 @@ def model_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
     """What some families do to vocabulary logits: scale them (Cohere, Granite), or cap them (Gemma 2: cap * tanh(x / cap))."""
-    config = config.get_text_config()
-    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
+    logits = logits * logit_factor(config)
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def logit_factor(config: Any) -> float:
+    """What vocabulary logits are multiplied by; 1 in most families."""
+    config = config.get_text_config()
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 def is_causal(config: Any) -> bool:
