@@ -204,7 +204,7 @@ def test_four_bit_base(decoder_config: dict, tmp_path: Path) -> None:
 def test_four_bits_need_bitsandbytes_and_adapters(decoder_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="4-bit weights cannot be trained; set lora_rank too"):
         train(decoder_config, lora_rank=None, load_in_4bit=True)
-    monkeypatch.setattr("rankery.config.find_spec", lambda name: None)
+    monkeypatch.setattr("rankery.config_rules.find_spec", lambda name: None)
     monkeypatch.setattr("rankery.models.loading.find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"bitsandbytes is not installed[^\0]*peft is not installed: pip install 'rankery\[peft\]'"

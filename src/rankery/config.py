@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rankery.config_rules import contradictions
+from rankery.config_yaml import Dumper, Loader, read_yaml
 from rankery.errors import InputError
 
 ALIASES = {"epoch": "epochs"}
@@ -172,37 +172,12 @@ RESUME_FREE = frozenset(
 )
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's scalars where 1.1 surprises: 5e-5 is a number; no, on and 2024-01-01 are words."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` and others read back: quotes words that either would take for something else."""
-
-
-for kind in (_Loader, _Dumper):
-    kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-    )
-
-
 # Keys whose value is a text (or a list of texts): taken from the command line as it stands.
 TEXTS = frozenset(
     name
     for name, field in TrainConfig.model_fields.items()
     if field.annotation is str or str in get_args(field.annotation)
 )
-DECODER_KEYS = ("seq", "special_token", "prefix", "head", "yes_word", "no_word", "prompt", "instruction")
 EMPTY_MEANS_EMPTY = ("seq", "special_token", "prefix", "no_word")  # not: the default
 FOLDERS = ("output_dir", "cache_dir", "dataset_cache_dir")
 
@@ -212,7 +187,7 @@ def parse_value(key: str, text: str) -> Any:
     is_text = key in TEXTS and not (key.endswith("_dataset") and text.startswith("["))
     if is_text:
         return text if text or key in EMPTY_MEANS_EMPTY else None
-    return yaml.load(text, _Loader)
+    return yaml.load(text, Loader)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -248,7 +223,7 @@ def load_config(
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     if isinstance(source, str | Path):
-        layers = [_read_yaml(Path(source))]
+        layers = [read_yaml(Path(source))]
     else:
         layers = [(dict(source or {}), dict.fromkeys(source or {}, "configuration"))]
     layers.append((dict(overrides or {}), dict.fromkeys(overrides or {}, "command line")))
@@ -287,110 +262,12 @@ def load_config(
                 problems.append(f"{key} is not set; expected: {known[key].description}")
             else:
                 problems.append(f"{place}: {key} is {detail['input']!r}; {detail['msg']} ({known[key].description})")
-    problems += [text for keys, text in _contradictions(config, places) if not bad & set(keys)]
+    problems += [text for keys, text in contradictions(config, places) if not bad & set(keys)]
     if problems:
         raise InputError(problems)
     return config
 
 
-def _contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
-    """(the keys involved, the problem): values that are fine each, but not together."""
-    found: list[tuple[tuple[str, ...], str]] = []
-
-    def problem(keys: tuple[str, ...], text: str) -> None:
-        place = next((places[key] for key in keys if key in places), "default")
-        found.append((keys, f"{place}: {text}"))
-
-    low, high = config.min_label, config.max_label
-    if low >= high:
-        problem(
-            ("max_label", "min_label"),
-            f"min_label is {low:g} and max_label {high:g}; expected min_label below max_label",
-        )
-    for key in ("query_format", "document_format"):
-        value = getattr(config, key)
-        if value is not None and "{}" not in value:
-            problem((key,), f"{key} is {value!r}; expected a text with {{}} where the text goes")
-    for key in DECODER_KEYS if config.model_type == "bert_encoder" else ():
-        value = getattr(config, key)
-        if value:
-            problem((key, "model_type"), f"{key} is {value!r}; bert_encoder does not use it: leave it empty")
-    for key in ("yes_word", "no_word"):
-        value = getattr(config, key)
-        if value and config.prompt is None and config.head != "yes_no":
-            problem((key, "head"), f"{key} is {value!r}, but head is not yes_no; set head to yes_no, or leave it empty")
-    for key in ("lora_alpha", "lora_dropout", "lora_target_modules"):
-        if config.lora_rank is None and getattr(config, key) != TrainConfig.model_fields[key].default:
-            problem((key, "lora_rank"), f"{key} is {getattr(config, key)!r}, but lora_rank is empty; set it too")
-    if config.load_in_4bit and config.lora_rank is None:
-        problem(("load_in_4bit",), "load_in_4bit is true, but 4-bit weights cannot be trained; set lora_rank too")
-    if config.load_in_4bit and find_spec("bitsandbytes") is None:
-        problem(
-            ("load_in_4bit",), "load_in_4bit is true, but bitsandbytes is not installed: pip install 'rankery[qlora]'"
-        )
-    if config.lora_rank is not None and find_spec("peft") is None:
-        problem(
-            ("lora_rank",), f"lora_rank is {config.lora_rank}, but peft is not installed: pip install 'rankery[peft]'"
-        )
-    if config.head == "yes_no" and config.num_labels > 1:
-        problem(("num_labels", "head"), f"num_labels is {config.num_labels}; a yes_no head gives one score: expected 1")
-    classes = high - low + 1
-    if config.num_labels > 1 and (
-        config.loss_type != "point_ce" or config.num_labels != classes or not low.is_integer()
-    ):
-        problem(
-            ("num_labels", "loss_type", "max_label", "min_label"),
-            f"num_labels is {config.num_labels} with loss_type {config.loss_type} and labels from {low:g} to {high:g}; expected "
-            f"num_labels 1, or one class for each integer label (max_label - min_label + 1 = {classes:g}) with point_ce",
-        )
-    if config.resume and config.overwrite:
-        problem(("resume", "overwrite"), "resume and overwrite are both true; expected one of them")
-    if config.patience is not None and (config.val_dataset is None or config.best_metric is None):
-        problem(
-            ("patience", "val_dataset", "best_metric"),
-            f"patience is {config.patience}, but without val_dataset and best_metric nothing is compared; set both, or leave "
-            "patience empty",
-        )
-    metrics = ["loss", "nDCG@10", "MRR@10", "MAP", "Kendall", *(f"Recall@{k}" for k in config.recall_at)]
-    if config.best_metric not in (None, "auto", *metrics):
-        problem(
-            ("best_metric", "recall_at"),
-            f"best_metric is {config.best_metric!r}; expected auto, or one of {', '.join(metrics)}",
-        )
-    for pattern in config.lr_groups:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            problem(("lr_groups",), f"lr_groups key {pattern!r} is no regular expression: {error}")
-    return found
-
-
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(values, `file:line` of each key) of a YAML file that holds one mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); expected a YAML file such as config/training_bert.yaml"
-        ) from None
-    try:
-        node = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path}: holds no keys; expected lines of the form key: value")
-    places: dict[str, str] = {}
-    problems = []
-    for key_node, _ in node.value:
-        if key_node.value in places:
-            problems.append(f"{path}:{key_node.start_mark.line + 1}: {key_node.value} is set twice; keep one")
-        places[key_node.value] = f"{path}:{key_node.start_mark.line + 1}"
-    if problems:
-        raise InputError(problems)
-    return values, places
-
-
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML that `load_config` reads back to the same object."""
-    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True)

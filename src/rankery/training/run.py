@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rankery.config import DECODER_KEYS, TrainConfig, load_config
+from rankery.config import TrainConfig, load_config
+from rankery.config_rules import DECODER_KEYS
 from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder, encode, is_cached, open_encoded
 from rankery.data.plan import Plan, computed_tokens
 from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths

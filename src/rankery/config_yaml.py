@@ -1,0 +1,64 @@
+"""YAML as configurations are written in it: 5e-5 is a number, no and on are words, and every key has a line.
+
+Contract: what `Dumper` writes, `Loader` and other YAML readers read back to the same values.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rankery.errors import InputError
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's scalars where 1.1 surprises: 5e-5 is a number; no, on and 2024-01-01 are words."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what `Loader` and others read back: quotes words that either would take for something else."""
+
+
+for kind in (Loader, Dumper):
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(values, `file:line` of each key) of a YAML file that holds one mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); expected a YAML file such as config/training_bert.yaml"
+        ) from None
+    try:
+        node = yaml.compose(text, Loader)
+        values = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path}: holds no keys; expected lines of the form key: value")
+    places: dict[str, str] = {}
+    problems = []
+    for key_node, _ in node.value:
+        if key_node.value in places:
+            problems.append(f"{path}:{key_node.start_mark.line + 1}: {key_node.value} is set twice; keep one")
+        places[key_node.value] = f"{path}:{key_node.start_mark.line + 1}"
+    if problems:
+        raise InputError(problems)
+    return values, places
