@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("task", choices=["wikiqa", "chinese"])
     parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/, qbqtc/ and t2ranking_sample/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--ours-only", action="store_true", help="leave sentence-transformers out (wikiqa)")
     parser.add_argument(
         "--precision", default="no", choices=["no", "bf16"], help="ours; sentence-transformers runs in fp32"
     )
@@ -59,12 +60,14 @@ def main() -> None:
     base = arguments.base or base_model_path()
     print(machine(), flush=True)
     if arguments.task == "wikiqa":
-        wikiqa(arguments.data / "wikiqa", arguments.seeds, arguments.precision, base, arguments.scores)
+        wikiqa(
+            arguments.data / "wikiqa", arguments.seeds, arguments.precision, base, arguments.scores, arguments.ours_only
+        )
     else:
         chinese(arguments.data, arguments.seeds[0], arguments.precision, base, arguments.epochs, arguments.qbqtc_only)
 
 
-def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None) -> None:
+def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None, ours_only: bool) -> None:
     records = list(read_records([folder / "test.jsonl"]))
     systems = {
         "sentence-transformers": lambda seed: peer(folder / "train.jsonl", records, seed, base),
@@ -73,6 +76,8 @@ def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Pat
             folder / "train.jsonl", records, seed, precision, base, 0.1
         ),
     }
+    if ours_only:
+        del systems["sentence-transformers"]
     values: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, system in systems.items():
@@ -90,8 +95,8 @@ def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Pat
         values[name] = {key: np.mean([table[key] for table in tables], axis=0) for key in tables[0]}
         rows[f"{name}, mean"] = {key: float(column.mean()) for key, column in values[name].items()}
     print(f"\n{metrics_table(rows)}\n")
-    names = list(systems)
-    for mine, other in ((names[1], names[0]), (names[2], names[0]), (names[1], names[2])):
+    *peers, plain, dropped = systems
+    for mine, other in [*((mine, other) for other in peers for mine in (plain, dropped)), (plain, dropped)]:
         for key in ("nDCG@10", "MAP"):
             difference = values[mine][key] - values[other][key]
             low, high = bootstrap_interval(difference, 0)
