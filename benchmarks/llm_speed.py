@@ -28,6 +28,7 @@ from train_speed import machine
 
 from rankery import LLMDecoder
 from rankery.data.collate import pad
+from rankery.data.examples import one_each
 from rankery.data.plan import deal
 from rankery.demo_data import docstring_pairs
 from rankery.models.budget import default_token_budget
@@ -106,16 +107,16 @@ def plain_loop(model: Any, reranker: LLMDecoder, pairs: list[tuple[str, str]]) -
     rows = encode_pairs(pairs, reranker.tokenizer, reranker.template)
     lengths = np.array([len(ids) for ids, _ in rows])
     budget = default_token_budget(model.config, torch.device("cpu"), training=False)
-    (batches,) = deal(np.arange(len(rows)), np.ones_like(lengths), lengths, 1, budget)
+    (batches,) = deal(np.arange(len(rows)), one_each(lengths), lengths, 1, budget)
     scores = torch.empty(len(pairs))
     for batch in batches:
-        input_ids, mask, _ = pad([rows[i] for i in batch.examples], reranker.template.pad_token_id)
+        input_ids, mask, _ = pad([rows[i] for i in batch.pairs], reranker.template.pad_token_id)
         logits = model(input_ids=input_ids, attention_mask=mask).logits
         if reranker.reading.head == "yes_no":
             last = logits[torch.arange(len(mask)), mask.sum(dim=1) - 1].float()
             yes, no = reranker.scorer.vocabulary.rows  # type: ignore[union-attr]
             logits = last[:, yes] - last[:, no]
-        scores[torch.from_numpy(batch.examples)] = logits.float().reshape(-1)
+        scores[torch.from_numpy(batch.pairs)] = logits.float().reshape(-1)
     return scores
 
 

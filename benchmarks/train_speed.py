@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from rankery.data.encoding import encode, open_encoded
+from rankery.data.examples import Fixed, one_each
 from rankery.data.plan import Plan, computed_tokens
 from rankery.data.records import LabelRange
 from rankery.demo_data import base_model_path, docstring_pairs
@@ -161,8 +162,8 @@ def padding(pairs: list[tuple[str, str, float]]) -> str:
         path = write(pairs, Path(folder))
         encode([path], tokenizer, template, LabelRange(), Path(folder) / "cache")
         lengths = np.array(open_encoded(Path(folder) / "cache", template, LabelRange(), [path]).lengths)
-    plan = Plan(np.ones_like(lengths), lengths, 0, BATCH, 1, CPU_BUDGET)
-    computed = sum(computed_tokens(plan.step(n), plan.sizes, lengths) for n in range(plan.steps_per_epoch))
+    plan = Plan(Fixed(one_each(lengths)), lengths, 0, BATCH, 1, CPU_BUDGET)
+    computed = sum(computed_tokens(plan.step(n), lengths) for n in range(plan.steps_per_epoch))
     padded = sum(BATCH * int(lengths[n * BATCH : (n + 1) * BATCH].max()) for n in range(len(lengths) // BATCH))
     real = int(lengths.sum())
     return (

@@ -6,45 +6,84 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankery.data.plan import MICRO_BATCH_OVERHEAD, Plan, computed_tokens, cut_points, epoch_order
+from rankery.data.examples import Draw, Fixed, one_each
+from rankery.data.plan import MICRO_BATCH_OVERHEAD, MicroBatch, Plan, computed_tokens, cut_points, epoch_order
 
+
+def groups(lengths: list[list[int]]) -> Fixed:
+    """Groups of pairs with these lengths; pairs are numbered in order."""
+    sizes = np.array([len(group) for group in lengths])
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    return Fixed(Draw(np.arange(starts[-1]), starts, sizes, np.array([max(group) for group in lengths])))
+
+
+def singles(lengths: list[list[int]]) -> Fixed:
+    return Fixed(one_each(np.array([length for group in lengths for length in group])))
+
+
+def flat(lengths: list[list[int]]) -> np.ndarray:
+    return np.array([length for group in lengths for length in group])
+
+
+data = st.lists(st.lists(st.integers(1, 512), min_size=1, max_size=6), min_size=1, max_size=30)
 plans = st.builds(
-    lambda lengths, batch, processes, budget, seed: Plan(
-        np.ones(len(lengths), dtype=np.int64), np.array(lengths), seed, batch, processes, budget
-    ),
-    st.lists(st.integers(1, 512), min_size=1, max_size=60),
-    st.integers(1, 40),
-    st.integers(1, 4),
-    st.integers(1, 4096),
-    st.integers(0, 5),
-)
+    lambda kind, lengths, *rest: Plan(kind(lengths), flat(lengths), *rest),
+    st.sampled_from([groups, singles]), data, st.integers(0, 5), st.integers(1, 40), st.integers(1, 4), st.integers(1, 4096),
+)  # fmt: skip
+
+
+def width(plan: Plan, pairs: np.ndarray) -> int:
+    return int(plan.lengths[pairs].max()) * len(pairs)
 
 
 @given(plans)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_each_example_once_an_epoch_and_processes_in_step(plan: Plan) -> None:
     seen: list[int] = []
     for number in range(plan.steps_per_epoch):
         step = plan.step(number)
         assert len({len(row) for row in step.micro_batches}) == 1, "processes have different numbers of micro-batches"
-        real = [int(i) for row in step.micro_batches for m in row if m.weight for i in m.examples]
-        assert sorted(real) == sorted(step.examples.tolist())
+        for at_once in zip(*step.micro_batches, strict=True):
+            assert len({micro_batch.passes for micro_batch in at_once}) == 1, (
+                "processes have different numbers of passes"
+            )
+        real = [int(i) for row in step.micro_batches for m in row if m.weight for i in m.pairs]
+        assert sorted(real) == sorted(step.pairs.tolist())
+        assert sum(step.sizes) == len(step.pairs)
         seen += real
-        for row in step.micro_batches:
-            for micro_batch in row:
-                tokens = int(plan.lengths[micro_batch.examples].max()) * len(micro_batch.examples)
-                assert tokens <= plan.budget or len(micro_batch.examples) == 1
-                assert len(micro_batch.examples) >= 1
+        for micro_batch in (micro_batch for row in step.micro_batches for micro_batch in row):
+            assert sum(micro_batch.sizes) == len(micro_batch.pairs) >= 1
+            assert len(micro_batch.pieces) <= micro_batch.passes
+            for piece in micro_batch.pieces:
+                assert width(plan, piece) <= plan.budget or len(piece) == 1
     assert sorted(seen) == list(range(len(plan.lengths)))
+
+
+@given(plans)
+@settings(max_examples=100, deadline=None)
+def test_groups_stay_together_and_are_split_only_over_the_budget(plan: Plan) -> None:
+    draw = plan.examples.draw(0)
+    owner = {int(pair): i for i in range(len(draw)) for pair in draw.of(np.array([i]))}
+    for number in range(plan.steps_per_epoch):
+        for micro_batch in (m for row in plan.step(number).micro_batches for m in row if m.weight):
+            at = 0
+            for size in micro_batch.sizes:
+                members = micro_batch.pairs[at : at + size].tolist()
+                (example,) = {owner[pair] for pair in members}
+                assert sorted(members) == draw.of(np.array([example])).tolist()
+                at += size
+            if micro_batch.cuts:
+                assert len(micro_batch.sizes) == 1
+                assert width(plan, micro_batch.pairs) > plan.budget
 
 
 @given(plans, st.integers(1, 4), st.integers(1, 4096))
 @settings(max_examples=50, deadline=None)
 def test_steps_do_not_depend_on_budget_or_processes(plan: Plan, processes: int, budget: int) -> None:
-    other = Plan(plan.sizes, plan.lengths, plan.seed, plan.batch, processes, budget)
+    other = Plan(plan.examples, plan.lengths, plan.seed, plan.batch, processes, budget)
     assert plan.steps_per_epoch == other.steps_per_epoch
     for number in range(plan.steps_per_epoch):
-        assert plan.step(number).examples.tolist() == other.step(number).examples.tolist()
+        assert plan.step(number).pairs.tolist() == other.step(number).pairs.tolist()
 
 
 def test_epochs_and_seeds_draw_in_different_orders() -> None:
@@ -81,15 +120,23 @@ def test_cut_is_optimal(examples: list[tuple[int, int]], budget: int) -> None:
 
 
 def test_one_example_on_two_processes() -> None:
-    plan = Plan(np.array([1]), np.array([10]), 0, 8, 2, 100)
+    plan = Plan(singles([[10]]), np.array([10]), 0, 8, 2, 100)
     first, second = plan.step(0).micro_batches
     assert sorted((first[0].weight, second[0].weight)) == [0.0, 1.0]
-    assert computed_tokens(plan.step(0), plan.sizes, plan.lengths) == 20
+    assert computed_tokens(plan.step(0), plan.lengths) == 20
+
+
+def test_large_group_on_two_processes() -> None:
+    plan = Plan(groups([[10] * 5]), np.full(5, 10), 0, 8, 2, 20)
+    (large,), (filler,) = sorted(plan.step(0).micro_batches, key=lambda row: -row[0].weight)
+    assert [len(piece) for piece in large.pieces] == [2, 2, 1] or sorted(map(len, large.pieces)) == [1, 2, 2]
+    assert isinstance(filler, MicroBatch)
+    assert (filler.weight, filler.passes, large.passes) == (0.0, 3, 3)
 
 
 def test_little_padding_on_realistic_lengths() -> None:
     lengths = np.clip(np.random.default_rng(0).lognormal(5.1, 0.7, 6400).astype(int), 10, 512)
-    plan = Plan(np.ones(6400, dtype=np.int64), lengths, 0, 32, 1, 2048)
+    plan = Plan(Fixed(one_each(lengths)), lengths, 0, 32, 1, 2048)
     steps = [plan.step(number) for number in range(200)]
-    computed = sum(computed_tokens(step, plan.sizes, plan.lengths) for step in steps)
+    computed = sum(computed_tokens(step, plan.lengths) for step in steps)
     assert computed / lengths.sum() < 1.1

@@ -102,14 +102,31 @@ class TrainConfig(BaseModel):
     num_workers: int = Field(0, ge=0, description="worker processes that prepare batches")
     # Training
     output_dir: str = Field(description="folder of the final model, checkpoints and logs")
-    loss_type: Literal["point_ce", "point_mse"] = Field("point_ce", description="loss")
+    loss_type: str | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        "point_ce", description="loss, or a weighted sum such as {listwise_kl: 1.0, point_ce: 0.2}; see docs/losses.md"
+    )
+    train_group_size: int | None = Field(
+        None, ge=2, description="documents drawn of each query and epoch, one of them a positive; empty: all"
+    )
+    false_negative_margin: float | None = Field(
+        None,
+        description="leave out documents of neg whose neg_scores are above the best of pos_scores less this; empty: none",
+    )
+    ranknet_weight: Literal["none", "grade"] = Field(
+        "none", description="of pairwise_ranknet: grade weighs two documents by the difference of their labels"
+    )
+    teacher_temperature: float = Field(1.0, gt=0, description="of listwise_kl: above 1 flattens the teacher's scores")
+    student_temperature: float = Field(1.0, gt=0, description="of listwise_kl: the same for the student's scores")
+    ndcg_at: int | None = Field(None, gt=0, description="of lambda_rank: k of nDCG@k; empty: the whole group")
     epochs: int = Field(1, gt=0, description="passes over the training data")
     lr: float = Field(2e-5, gt=0, description="peak learning rate")
     lr_groups: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
         description="own peak learning rate for parameters whose name a regular expression finds; the last one that does counts",
     )
-    batch_size: int = Field(32, gt=0, description="(query, document) pairs a batch, on each process")
+    batch_size: int = Field(
+        32, gt=0, description="pairs a batch on each process; queries a batch for pair- and listwise losses"
+    )
     gradient_accumulation_steps: int = Field(1, gt=0, description="batches whose gradients one update sums")
     seed: int = Field(42, ge=0, lt=2**63, description="decides data order, new weights and dropout")
     warmup_proportion: float = Field(
@@ -184,7 +201,8 @@ FOLDERS = ("output_dir", "cache_dir", "dataset_cache_dir")
 
 def parse_value(key: str, text: str) -> Any:
     """A command-line value, read as YAML reads it; texts as they are."""
-    is_text = key in TEXTS and not (key.endswith("_dataset") and text.startswith("["))
+    structured = {"train_dataset": "[", "val_dataset": "[", "lora_target_modules": "[", "loss_type": "{"}
+    is_text = key in TEXTS and not text.startswith(structured.get(key, "\n"))
     if is_text:
         return text if text or key in EMPTY_MEANS_EMPTY else None
     return yaml.load(text, Loader)

@@ -6,10 +6,13 @@ Rejected: pydantic's model validators, which stop at the first problem of a mode
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from rankery.objective import ALIASES, LOSSES, OPTIONS, is_grouped, loss_weights
 
 if TYPE_CHECKING:
     from rankery.config import TrainConfig
@@ -58,9 +61,10 @@ def contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple
         )
     if config.head == "yes_no" and config.num_labels > 1:
         problem(("num_labels", "head"), f"num_labels is {config.num_labels}; a yes_no head gives one score: expected 1")
+    _loss_problems(config, problem)
     classes = high - low + 1
     if config.num_labels > 1 and (
-        config.loss_type != "point_ce" or config.num_labels != classes or not low.is_integer()
+        loss_weights(config.loss_type) != {"point_ce": 1.0} or config.num_labels != classes or not low.is_integer()
     ):
         problem(
             ("num_labels", "loss_type", "max_label", "min_label"),
@@ -87,3 +91,30 @@ def contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple
         except re.error as error:
             problem(("lr_groups",), f"lr_groups key {pattern!r} is no regular expression: {error}")
     return found
+
+
+def _loss_problems(config: TrainConfig, problem: Callable[[tuple[str, ...], str], None]) -> None:
+    """Losses that do not exist or are named twice, and options of losses that are not used."""
+    given = [config.loss_type] if isinstance(config.loss_type, str) else list(config.loss_type)
+    names = [ALIASES.get(name, name) for name in given]
+    for name in [name for name in names if name not in LOSSES]:
+        near = difflib.get_close_matches(name, [*LOSSES, *ALIASES], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        problem(("loss_type",), f"loss_type is {name!r}; expected one of {', '.join(LOSSES)}{hint}")
+    if not names:
+        problem(("loss_type",), f"loss_type is empty; expected one of {', '.join(LOSSES)}")
+    if len(set(names)) < len(names):
+        problem(("loss_type",), f"loss_type names a loss twice: {', '.join(given)}; expected each once")
+    for loss, options in OPTIONS.items():
+        for key, _ in options:
+            if loss not in names and getattr(config, key) != type(config).model_fields[key].default:
+                problem(
+                    (key, "loss_type"),
+                    f"{key} is {getattr(config, key)!r}, but loss_type is {config.loss_type!r}; it belongs to {loss}",
+                )
+    if config.train_group_size is not None and not is_grouped(config.loss_type):
+        problem(
+            ("train_group_size", "loss_type"),
+            f"train_group_size is {config.train_group_size}, but loss_type {config.loss_type!r} looks at each pair alone; leave "
+            "it out, or use a pair- or listwise loss",
+        )

@@ -1,22 +1,25 @@
-"""Losses: pure functions (logits, targets) -> (sum, count), in fp32 whatever the precision of the logits.
+"""Losses: pure functions (logits, targets, sizes) -> (sum, count), in fp32 whatever the precision of the logits.
 
-Contract: the sum runs over the micro-batch's examples; the caller divides once, by the count of the whole step on all
-processes, so that no cut changes the loss. Pair- and listwise losses will take a third argument, the groups.
-Rejected: means, which weigh a small micro-batch as much as a large one.
+Contract: the sum runs over the micro-batch's units: pairs for pointwise losses, usable groups for pair- and listwise ones (a
+group from which the loss can learn nothing is not counted). The caller divides once, by the count of the whole step on all
+processes, so that no cut changes the loss. A group is the documents of one query, side by side. docs/losses.md compares names,
+logarithms and reductions with other libraries'. Rejected: means, which weigh a small micro-batch as much as a large one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-# Shapes: B pairs, C classes.
-Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]
+# Shapes: B pairs, C classes, G groups, N documents of the largest group.
+Loss = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
+# Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
+SCORE_FLOOR = 1e-4
 
 
-def point_ce(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
+def point_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each pair.
 
     One label, logits [B]: binary cross-entropy on soft labels, -t log s - (1 - t) log(1 - s) with s = sigmoid(logit)
@@ -25,22 +28,223 @@ def point_ce(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor,
     Args:
         logits: [B] or [B, C], any float dtype.
         targets: [B] in [0, 1].
+        sizes: not used; pairs stand for themselves.
     """
     logits, targets = logits.float(), targets.float()
+    count = torch.tensor(len(targets))
     if logits.dim() == 1:
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), len(targets)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), count
     classes = (targets * (logits.shape[-1] - 1)).round().long()
-    return F.cross_entropy(logits, classes, reduction="sum"), len(targets)
+    return F.cross_entropy(logits, classes, reduction="sum"), count
 
 
-def point_mse(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
+def point_mse(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared error of each pair, (sigmoid(logit) - t)^2 (the specification's point_mse, on scores in [0, 1]).
 
     Args:
         logits: [B], any float dtype.
         targets: [B] in [0, 1].
+        sizes: not used; pairs stand for themselves.
     """
-    return F.mse_loss(logits.float().sigmoid(), targets.float(), reduction="sum"), len(targets)
+    return F.mse_loss(logits.float().sigmoid(), targets.float(), reduction="sum"), torch.tensor(len(targets))
 
 
-LOSSES: dict[str, Loss] = {"point_ce": point_ce, "point_mse": point_mse}
+def pairwise_ranknet(
+    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], weight: str = "none"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RankNet (Burges et al. 2005): log(1 + exp(-(s_i - s_j))) for every i, j of a group with t_i > t_j; their mean.
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B]; only their differences count.
+        sizes: documents of each group, in order, [G].
+        weight: `none`, or `grade`: each i, j weighs t_i - t_j.
+    """
+    scores, grades, real = _groups(logits, targets, sizes)
+    ordered, steps = _ordered(grades, real)
+    weights = ordered * (steps if weight == "grade" else 1.0)
+    return _mean_of_pairs(F.softplus(-_differences(scores)) * weights, ordered)
+
+
+def pairwise_margin_mse(
+    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Margin MSE (Hofstätter et al. 2020): ((s_i - s_j) - (z_i - z_j))^2 for every i, j with t_i > t_j; their mean.
+
+    z = log(t / (1 - t)) is the teacher's logit, so that margins of both are of one kind.
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B] teacher scores in [0, 1]; 0 and 1 are taken as SCORE_FLOOR and 1 - SCORE_FLOOR.
+        sizes: documents of each group, in order, [G].
+    """
+    scores, grades, real = _groups(logits, targets, sizes)
+    ordered, _ = _ordered(grades, real)
+    margins = _differences(scores) - _differences(teacher_logits(grades))
+    return _mean_of_pairs(margins.square() * ordered, ordered)
+
+
+def listwise_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax over a group with one positive: -s_p + log(exp s_p + sum of exp s_n over the n with t_n < t_p).
+
+    The localised contrastive estimation of Gao et al. 2021. A group's positives are its documents of the highest target, if
+    that is above 0; each stands alone before the others, and the group's loss is their mean.
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B] labels scaled to [0, 1].
+        sizes: documents of each group, in order, [G].
+    """
+    scores, grades, real = _groups(logits, targets, sizes)
+    best = grades.masked_fill(~real, -torch.inf).amax(dim=1, keepdim=True)
+    positive = real & (grades == best) & (best > 0)
+    rest = torch.logsumexp(scores.masked_fill(~real | positive, LOWEST), dim=1, keepdim=True)
+    usable = positive.any(dim=1) & (real & ~positive).any(dim=1)
+    losses = F.softplus(rest - scores).masked_fill(~positive | ~usable[:, None], 0.0)
+    return (losses.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).sum(), usable.sum()
+
+
+def listwise_kl(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    sizes: Sequence[int],
+    teacher_temperature: float = 1.0,
+    student_temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p || q) of the teacher's and the student's distribution over a group: sum of p (log p - log q).
+
+    p = softmax(z / teacher_temperature) with z = log(t / (1 - t)), q = softmax(s / student_temperature). ListNet's loss (Cao
+    et al. 2007) with a teacher's logits for labels, less the teacher's entropy.
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B] teacher scores in [0, 1]; 0 and 1 are taken as SCORE_FLOOR and 1 - SCORE_FLOOR.
+        sizes: documents of each group, in order, [G].
+        teacher_temperature: above 1 flattens the teacher's distribution.
+        student_temperature: same for the student's.
+    """
+    scores, grades, real = _groups(logits, targets, sizes)
+    wanted = (teacher_logits(grades) / teacher_temperature).masked_fill(~real, LOWEST).log_softmax(dim=1)
+    got = (scores / student_temperature).masked_fill(~real, LOWEST).log_softmax(dim=1)
+    usable = real.sum(dim=1) > 1
+    terms = (wanted.exp() * (wanted - got)).masked_fill(~real | ~usable[:, None], 0.0)
+    return terms.sum(), usable.sum()
+
+
+def list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """ListMLE (Xia et al. 2008): minus the log-likelihood of a group's order under Plackett and Luce's model.
+
+    -s_i + log(sum of exp s_j over the j with t_j <= t_i), summed over i. Documents of equal target all have each other in
+    their sum (Breslow's ties, 1974), so that no order is made up between them; those of the lowest target order nothing and
+    are left out (in an order without ties their term is 0).
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B]; only their order counts.
+        sizes: documents of each group, in order, [G].
+    """
+    terms, counted, usable = _plackett_luce(*_groups(logits, targets, sizes))
+    return (terms * counted).sum(), usable.sum()
+
+
+def p_list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position-aware ListMLE (Lan et al. 2014): ListMLE whose term at rank r of n weighs 2^(n - r) - 1.
+
+    Weights are scaled to a sum of 1; documents of equal target share the mean weight of the ranks that they take.
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B]; only their order counts.
+        sizes: documents of each group, in order, [G].
+    """
+    scores, grades, real = _groups(logits, targets, sizes)
+    terms, counted, usable = _plackett_luce(scores, grades, real)
+    length = real.sum(dim=1, keepdim=True)
+    rank = torch.arange(1, real.shape[1] + 1, device=scores.device)
+    # 2^(n - r) - 1, divided by 2^n: the same after scaling, and finite for any n.
+    by_rank = (torch.pow(2.0, -rank) - torch.pow(2.0, -length)).clamp(min=0.0)
+    total = F.pad(by_rank.cumsum(dim=1), (1, 0))  # weight of the first r ranks
+    above = ((grades[:, None, :] > grades[:, :, None]) & real[:, None, :]).sum(dim=2)
+    tied = ((grades[:, None, :] == grades[:, :, None]) & real[:, None, :]).sum(dim=2).clamp(min=1)
+    last = (above + tied).clamp(max=real.shape[1])
+    weights = (total.gather(1, last) - total.gather(1, above)) / tied * counted
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (terms * weights).sum(), usable.sum()
+
+
+def lambda_rank(
+    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], ndcg_at: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """LambdaRank (Burges 2010): RankNet whose every i, j weighs the nDCG that swapping the two would change; their mean.
+
+    |t_i - t_j| |1 / log2(1 + r_i) - 1 / log2(1 + r_j)| / maxDCG, with ranks r by the current scores and linear gains, as
+    evaluation has them. With `ndcg_at` = k (nDCG@k) discounts end at rank k, so a pair counts if one of the two is within it.
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B] gains.
+        sizes: documents of each group, in order, [G].
+        ndcg_at: cut-off k; None: the whole group.
+    """
+    scores, grades, real = _groups(logits, targets, sizes)
+    ordered, steps = _ordered(grades, real)
+    ranked = scores.detach().masked_fill(~real, LOWEST).argsort(dim=1, descending=True, stable=True)
+    rank = ranked.argsort(dim=1)
+    within = real.shape[1] if ndcg_at is None else ndcg_at
+    discount = (1.0 / torch.log2(rank + 2.0)) * (rank < within)
+    ideal = grades.masked_fill(~real, 0.0).sort(dim=1, descending=True).values[:, :within]
+    places = torch.arange(ideal.shape[1], device=scores.device)
+    best = (ideal / torch.log2(places + 2.0)).sum(dim=1).clamp(min=torch.finfo(ideal.dtype).tiny)
+    weights = steps * _differences(discount).abs() / best[:, None, None]
+    return _mean_of_pairs(F.softplus(-_differences(scores)) * weights * ordered, ordered)
+
+
+LOWEST = -1e30  # stands for minus infinity in sums of exponentials: no NaN in gradients
+
+
+def teacher_logits(scores: torch.Tensor) -> torch.Tensor:
+    """log(t / (1 - t)) of scores in [0, 1], finite at both ends."""
+    return torch.logit(scores.clamp(SCORE_FLOOR, 1.0 - SCORE_FLOOR))
+
+
+def _groups(
+    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(scores, targets, whether there is a document), each [G, N]; shorter groups are filled with zeros."""
+    parts = list(sizes)
+    assert sum(parts) == len(logits) == len(targets)
+
+    def rows(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(list(values.float().split(parts)), batch_first=True)
+
+    scores = rows(logits)
+    lengths = torch.tensor(parts, device=scores.device)
+    return scores, rows(targets), torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
+
+
+def _differences(values: torch.Tensor) -> torch.Tensor:
+    """values_i - values_j, [G, N, N], of values [G, N]."""
+    return values[:, :, None] - values[:, None, :]
+
+
+def _ordered(grades: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(whether i is better than j, by how much), [G, N, N]."""
+    steps = _differences(grades)
+    return (steps > 0) & real[:, :, None] & real[:, None, :], steps.clamp(min=0.0)
+
+
+def _mean_of_pairs(losses: torch.Tensor, ordered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum over groups of the mean over their ordered pairs, groups that have some)."""
+    pairs = ordered.sum(dim=(1, 2))
+    return (losses.sum(dim=(1, 2)) / pairs.clamp(min=1)).sum(), (pairs > 0).sum()
+
+
+def _plackett_luce(
+    scores: torch.Tensor, grades: torch.Tensor, real: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(-log of each document's chance to come before those not above it, whether it counts, [G, N]; usable groups, [G])."""
+    below = (grades[:, None, :] <= grades[:, :, None]) & real[:, None, :]
+    chances = torch.logsumexp(scores[:, None, :].masked_fill(~below, LOWEST), dim=2) - scores
+    lowest = grades.masked_fill(~real, torch.inf).amin(dim=1, keepdim=True)
+    counted = real & (grades > lowest)
+    return chances.masked_fill(~counted, 0.0), counted, counted.any(dim=1)

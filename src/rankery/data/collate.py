@@ -1,4 +1,4 @@
-"""Planned pair indices -> `Batch`: tensors that a model takes.
+"""Planned pair indices -> `Batch`: tensors that a model takes; and `Work`: batches whose logits one loss is computed over.
 
 Contract: rows are in the order asked for; padding goes right, is masked, and is never scored. Cost: a copy of the ids.
 The place for packing (no padding at all): a second collate beside `collate`, chosen by the model.
@@ -7,38 +7,49 @@ The place for packing (no padding at all): a second collate beside `collate`, ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from rankery.data.encoding import EncodedPairs
-from rankery.data.plan import Plan
+from rankery.data.plan import MicroBatch, Plan
 
 # Shapes: B pairs, T tokens of the longest (rounded up to a multiple on accelerators).
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch."""
+    """What goes through the model at once."""
 
     input_ids: torch.Tensor  # [B, T] int64
     attention_mask: torch.Tensor  # [B, T] int64, 1 for real tokens
     token_type_ids: torch.Tensor | None  # [B, T] int64
-    targets: torch.Tensor | None  # [B] float32 in [0, 1]
-    pairs: tuple[int, ...]  # [B] indices into the data, for messages and scattering
-    weight: float = 1.0  # 0: runs to keep processes in step, adds nothing
-
-    def model_inputs(self) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     def to(self, device: torch.device) -> Batch:
-        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+        types = self.token_type_ids
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            None if types is None else types.to(device, non_blocking=True),
+        )
 
-        inputs = (self.input_ids.to(device, non_blocking=True), self.attention_mask.to(device, non_blocking=True))
-        return Batch(*inputs, move(self.token_type_ids), move(self.targets), self.pairs, self.weight)
+
+@dataclass(frozen=True)
+class Work:
+    """A micro-batch; one batch, unless its group is over the token budget."""
+
+    batches: tuple[Batch, ...]
+    targets: torch.Tensor  # [pairs of all batches] float32 in [0, 1]
+    pairs: np.ndarray  # [same] indices into the data, for messages and seeds
+    sizes: tuple[int, ...]  # pairs of each example
+    weight: float = 1.0  # 0: runs to keep processes in step, adds nothing
+    passes: int = 1  # to run on all processes; those beyond `batches` repeat the last and add nothing
+
+    def to(self, device: torch.device) -> Work:
+        """The same on a device; the batches of a large group stay where they are until they run."""
+        batches = tuple(batch.to(device) for batch in self.batches) if len(self.batches) == 1 else self.batches
+        return replace(self, batches=batches, targets=self.targets.to(device, non_blocking=True))
 
 
 def pad(
@@ -58,19 +69,29 @@ def pad(
     return torch.from_numpy(input_ids), torch.from_numpy(mask), token_types
 
 
-def collate(data: EncodedPairs, pairs: np.ndarray, weight: float = 1.0, multiple: int = 1) -> Batch:
+def collate(data: EncodedPairs, pairs: np.ndarray, multiple: int = 1) -> Batch:
     """The batch of some pairs of the data."""
-    tensors = pad([data.build(int(pair)) for pair in pairs], data.template.pad_token_id, multiple)
-    targets = torch.from_numpy(data.targets(pairs))
-    return Batch(*tensors, targets, tuple(map(int, pairs)), weight)
+    return Batch(*pad([data.build(int(pair)) for pair in pairs], data.template.pad_token_id, multiple))
 
 
-class StepBatches(torch.utils.data.Dataset[list[Batch]]):
+def work_of(data: EncodedPairs, micro_batch: MicroBatch, multiple: int = 1) -> Work:
+    """A planned micro-batch as tensors."""
+    return Work(
+        tuple(collate(data, piece, multiple) for piece in micro_batch.pieces),
+        torch.from_numpy(data.targets(micro_batch.pairs)),
+        micro_batch.pairs,
+        micro_batch.sizes,
+        micro_batch.weight,
+        micro_batch.passes,
+    )
+
+
+class StepBatches(torch.utils.data.Dataset[list[Work]]):
     """Item n: what one process runs in step n of the plan. A map, so that workers may prefetch and a run may resume."""
 
     def __init__(self, data: EncodedPairs, plan: Plan, process: int, multiple: int):
         self.data, self.plan, self.process, self.multiple = data, plan, process, multiple
 
-    def __getitem__(self, number: int) -> list[Batch]:
+    def __getitem__(self, number: int) -> list[Work]:
         mine = self.plan.step(number).micro_batches[self.process]
-        return [collate(self.data, batch.examples, batch.weight, self.multiple) for batch in mine]
+        return [work_of(self.data, micro_batch, self.multiple) for micro_batch in mine]

@@ -26,7 +26,7 @@ from rankery.data.records import LabelRange, QueryRecord, content_digest, read_r
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 RECORDS_AT_ONCE = 512
 # The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
 ARRAYS = {
@@ -39,6 +39,7 @@ ARRAYS = {
     "key": "uint64",  # [P] hash of the two texts, to break ties
     "line": "int32",  # [P] line in its file
     "file": "uint16",  # [P] index in meta["paths"]
+    "is_negative": "bool",  # [P] listed as a negative, whatever its score
 }
 
 
@@ -192,6 +193,7 @@ def _write(
             put("key", [text_hash(record.query, text) for record in chunk for text in record.documents])
             put("line", [line for record in chunk for line in record.lines])
             put("file", np.repeat([file_index[record.path] for record in chunk], sizes))
+            put("is_negative", [i >= n - r.negatives for r, n in zip(chunk, sizes, strict=True) for i in range(n)])
     finally:
         for file in files.values():
             file.close()

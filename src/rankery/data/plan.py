@@ -1,9 +1,10 @@
-"""Lengths, seed, batch and budget -> which examples meet in which step, process and micro-batch. Pure; numpy only.
+"""Examples, seed, batch and budget -> which meet in which step, process and micro-batch. Pure; numpy only.
 
 Contract: an *example* is a list of pairs that belong together (one pair for pointwise losses, a query's group for others).
 Every example comes once an epoch. Which examples form a step depends on seed, epoch and effective batch size alone.
 How a step is cut (by length, under a token budget, over processes) never changes what is learnt: processes get equal
-numbers of micro-batches, short ones get weight-0 repeats, and the loss is divided by the step's global count.
+numbers of micro-batches and of passes in each, short ones get weight-0 repeats, and the loss is divided by the step's global
+count. An example that fits the budget is never split; one that does not has a micro-batch for itself, in several passes.
 
 Cost: a permutation of n an epoch; a cut is O(examples x largest micro-batch) numpy work, well under a millisecond for 32.
 Rejected: bucketing by length over the whole epoch (steps then see one length only, which biases training), and a plain
@@ -13,10 +14,12 @@ Rejected: bucketing by length over the whole epoch (steps then see one length on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+
+from rankery.data.examples import Draw, Examples
 
 MICRO_BATCH_OVERHEAD = 64  # fixed cost of a micro-batch, in tokens: what starting its kernels would have computed
 CUT_WINDOW = 4096  # examples cut at once; longer lists are cut window by window, in order of length
@@ -24,10 +27,18 @@ CUT_WINDOW = 4096  # examples cut at once; longer lists are cut window by window
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Examples that run through the model together; weight 0 keeps processes in step and adds nothing."""
+    """Examples whose loss is computed together; weight 0 keeps processes in step and adds nothing."""
 
-    examples: np.ndarray  # [examples] indices
+    pairs: np.ndarray  # [pairs] indices, example after example
+    sizes: tuple[int, ...]  # pairs of each example
     weight: float = 1.0
+    cuts: tuple[int, ...] = ()  # where pairs are cut into passes through the model
+    passes: int = 1  # of this micro-batch on all processes; those beyond its own repeat the last and add nothing
+
+    @property
+    def pieces(self) -> list[np.ndarray]:
+        """The pairs of each pass."""
+        return np.split(self.pairs, self.cuts)
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,8 @@ class Step:
 
     number: int  # counts from 0 over the whole training
     epoch: int
-    examples: np.ndarray  # [examples] all examples of the step, in drawing order
+    pairs: np.ndarray  # [pairs] all pairs of the step, example after example in drawing order
+    sizes: tuple[int, ...]  # pairs of each example
     micro_batches: tuple[tuple[MicroBatch, ...], ...]
 
 
@@ -45,13 +57,13 @@ class Plan:
     """The steps of a training, computed when asked for.
 
     Args:
-        sizes: pairs of each example, [examples].
-        lengths: tokens of each example's longest pair, [examples].
+        examples: what belongs together.
+        lengths: tokens of each pair of the data, [P].
         batch: examples a step: batch_size x gradient_accumulation_steps x processes.
-        budget: tokens a micro-batch computes at most, padding included; a longer example runs alone.
+        budget: tokens a pass computes at most, padding included; a longer pair runs alone.
     """
 
-    sizes: np.ndarray
+    examples: Examples
     lengths: np.ndarray
     seed: int
     batch: int
@@ -60,18 +72,24 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.lengths) // self.batch)
+        return -(-len(self.examples) // self.batch)
 
-    def examples(self, number: int) -> np.ndarray:
-        """The examples of step `number`, in drawing order."""
-        epoch, within = divmod(number, self.steps_per_epoch)
-        return epoch_order(len(self.lengths), self.seed, epoch)[within * self.batch : (within + 1) * self.batch]
+    def pairs(self, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """(all pairs of step `number`, example after example in drawing order; pairs of each example)."""
+        examples, draw = self._drawn(number)
+        return draw.of(examples), tuple(draw.sizes[examples].tolist())
 
     def step(self, number: int) -> Step:
         """Step `number`, cut and dealt."""
-        examples = self.examples(number)
-        dealt = deal(examples, self.sizes, self.lengths, self.processes, self.budget)
-        return Step(number, number // self.steps_per_epoch, examples, dealt)
+        examples, draw = self._drawn(number)
+        dealt = deal(examples, draw, self.lengths, self.processes, self.budget)
+        return Step(number, number // self.steps_per_epoch, *self.pairs(number), dealt)
+
+    def _drawn(self, number: int) -> tuple[np.ndarray, Draw]:
+        """(examples of step `number`, the epoch's draw that they index)."""
+        epoch, within = divmod(number, self.steps_per_epoch)
+        order = epoch_order(len(self.examples), self.seed, epoch)
+        return order[within * self.batch : (within + 1) * self.batch], self.examples.draw(epoch)
 
 
 @lru_cache(maxsize=1)  # every step of an epoch asks for it
@@ -83,28 +101,43 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def deal(
-    examples: np.ndarray, sizes: np.ndarray, lengths: np.ndarray, processes: int, budget: int
+    examples: np.ndarray, draw: Draw, lengths: np.ndarray, processes: int, budget: int
 ) -> tuple[tuple[MicroBatch, ...], ...]:
-    """Cuts examples into micro-batches and deals them to processes, longest first, equally many to each."""
-    by_length = examples[np.argsort(-lengths[examples], kind="stable")]
+    """Cuts examples of a draw into micro-batches and deals them to processes, longest first, equally many to each."""
+    by_length = examples[np.argsort(-draw.lengths[examples], kind="stable")]
     blocks: list[np.ndarray] = []
     for start in range(0, len(by_length), CUT_WINDOW):
         window = by_length[start : start + CUT_WINDOW]
-        blocks += np.split(window, cut_points(sizes[window], lengths[window], budget))
-    costs = [_cost(block, sizes, lengths) for block in blocks]
+        blocks += np.split(window, cut_points(draw.sizes[window], draw.lengths[window], budget))
+    costs = [_cost(block, draw) for block in blocks]
     while len(blocks) % processes and max(map(len, blocks)) > 1:
         widest = max((i for i in range(len(blocks)) if len(blocks[i]) > 1), key=costs.__getitem__)
         halves = np.array_split(blocks[widest], 2)
         blocks[widest : widest + 1] = halves
-        costs[widest : widest + 1] = [_cost(half, sizes, lengths) for half in halves]
+        costs[widest : widest + 1] = [_cost(half, draw) for half in halves]
     order = sorted(range(len(blocks)), key=lambda i: -costs[i])
-    micro_batches = [MicroBatch(blocks[i]) for i in order]
+    micro_batches = [_micro_batch(blocks[i], draw, lengths, budget) for i in order]
     while len(micro_batches) % processes:
-        micro_batches.append(MicroBatch(by_length[-1:], weight=0.0))
+        micro_batches.append(MicroBatch(draw.of(by_length[-1:])[:1], (1,), weight=0.0))
     rounds = [micro_batches[i : i + processes] for i in range(0, len(micro_batches), processes)]
     # Every other round is dealt backwards, so that no process gets the costliest of each round.
-    rounds = [row[::-1] if i % 2 else row for i, row in enumerate(rounds)]
+    rounds = [_in_step(row[::-1] if i % 2 else row) for i, row in enumerate(rounds)]
     return tuple(tuple(row[process] for row in rounds) for process in range(processes))
+
+
+def _micro_batch(block: np.ndarray, draw: Draw, lengths: np.ndarray, budget: int) -> MicroBatch:
+    """Examples as one micro-batch; a single one that is over the budget is cut by length."""
+    pairs, sizes = draw.of(block), tuple(draw.sizes[block].tolist())
+    if len(block) > 1 or len(pairs) == 1 or _cost(block, draw) <= budget:
+        return MicroBatch(pairs, sizes)
+    pairs = pairs[np.argsort(-lengths[pairs], kind="stable")]
+    return MicroBatch(pairs, sizes, cuts=tuple(cut_points(np.ones(len(pairs), np.int64), lengths[pairs], budget)))
+
+
+def _in_step(row: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """Micro-batches that processes run at the same time, with as many passes each: sharded models meet in every pass."""
+    passes = max(len(micro_batch.cuts) + 1 for micro_batch in row)
+    return [replace(micro_batch, passes=passes) if passes > 1 else micro_batch for micro_batch in row]
 
 
 def cut_points(sizes: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[int]:
@@ -132,11 +165,15 @@ def cut_points(sizes: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[
     return points
 
 
-def _cost(block: np.ndarray, sizes: np.ndarray, lengths: np.ndarray) -> int:
-    """Tokens that a micro-batch computes, padding included."""
-    return int(lengths[block].max()) * int(sizes[block].sum())
+def _cost(block: np.ndarray, draw: Draw) -> int:
+    """Tokens that examples compute as one pass, padding included."""
+    return int(draw.lengths[block].max()) * int(draw.sizes[block].sum())
 
 
-def computed_tokens(step: Step, sizes: np.ndarray, lengths: np.ndarray) -> int:
-    """Tokens that a step computes on all processes, padding and weight-0 repeats included."""
-    return sum(_cost(micro_batch.examples, sizes, lengths) for row in step.micro_batches for micro_batch in row)
+def computed_tokens(step: Step, lengths: np.ndarray) -> int:
+    """Tokens that a step computes on all processes, padding and weight-0 repeats included (second passes are not)."""
+    total = 0
+    for micro_batch in (micro_batch for row in step.micro_batches for micro_batch in row):
+        costs = [int(lengths[piece].max()) * len(piece) for piece in micro_batch.pieces]
+        total += sum(costs) + (micro_batch.passes - len(costs)) * costs[-1]
+    return total

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankery.errors import InputError
 
 SHAPES = (
@@ -44,6 +46,7 @@ class QueryRecord:
     path: str
     lines: tuple[int, ...]  # line of each document in the file at path
     is_pair_line: bool = False  # one pair a line: the same query may go on in other lines
+    negatives: int = 0  # how many documents at the end are listed as negatives ("neg")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,14 @@ def text_hash(*texts: str) -> int:
     """64-bit hash of texts, equal on every machine."""
     joined = "\0".join(texts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little")
+
+
+def mix(keys: np.ndarray, seed: int) -> np.ndarray:
+    """Seeded permutation of uint64 keys, [P] -> [P]: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
+    mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (seed + 1) % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def read_records(paths: Sequence[str | Path], labels: LabelRange | None = None) -> Iterator[QueryRecord]:
@@ -218,6 +229,7 @@ def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) ->
         path=path,
         lines=(number,) * len(pairs),
         is_pair_line="content" in row,
+        negatives=0 if "content" in row or "hits" in row else len(row.get("neg") or ()),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rankery.data.records import QueryRecord, text_hash
+from rankery.data.records import QueryRecord, mix, text_hash
 from rankery.errors import InputError
 
 # trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores.
@@ -61,14 +61,6 @@ def pairs_of(records: Iterable[QueryRecord]) -> EvaluationPairs:
         label += record.labels
         key += [text_hash(record.query, document) for document in record.documents]
     return EvaluationPairs(np.array(query, np.int32), np.array(label, np.float64), np.array(key, np.uint64))
-
-
-def mix(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded permutation of uint64 keys, [P] -> [P]: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (seed + 1) % 2**64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def rank(scores: np.ndarray, keys: np.ndarray, seed: int, query: np.ndarray | None = None) -> np.ndarray:

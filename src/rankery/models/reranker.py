@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rankery.data.collate import pad
+from rankery.data.examples import one_each
 from rankery.data.plan import deal
 from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
@@ -176,12 +177,12 @@ class Reranker:
         budget = default_token_budget(self.model.config, self.device, training=False)
         left = np.arange(len(rows))
         while len(left):
-            (micro_batches,) = deal(left, np.ones_like(lengths), lengths, 1, budget)
+            (micro_batches,) = deal(left, one_each(lengths), lengths, 1, budget)
             done = []
             for micro_batch in micro_batches:
-                step = batch_size or len(micro_batch.examples)
-                for at in range(0, len(micro_batch.examples), step):
-                    chosen = micro_batch.examples[at : at + step]
+                step = batch_size or len(micro_batch.pairs)
+                for at in range(0, len(micro_batch.pairs), step):
+                    chosen = micro_batch.pairs[at : at + step]
                     try:
                         out[torch.from_numpy(chosen)] = self._logits([rows[i] for i in chosen], template)
                     except torch.OutOfMemoryError:

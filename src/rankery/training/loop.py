@@ -1,26 +1,18 @@
-"""The loop: step, log, evaluate, save; on one screen. And what one step is.
+"""The loop: step, log, evaluate, save; on one screen.
 
-Contract: the loss of a step is the sum over its examples, on all processes, divided by their number. Random generators are
-seeded before each micro-batch from (seed, step, first example), so that a repeated or resumed step draws the same masks. A
-loss that is not finite stops before the update; running out of memory repeats the step with half the token budget.
-Rejected: carrying generator states in checkpoints, which ties masks to the number of processes and cuts.
+Contract: `fit` trains a run from wherever its checkpoint left it to the end; what one step is stands in step.py. Rejected:
+callbacks for logging, evaluating and saving, which hide the order in which they happen.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rankery.data.collate import Batch, StepBatches
-from rankery.errors import InputError
-from rankery.models.budget import pad_multiple
+from rankery.data.collate import Work
 from rankery.models.card import model_card
 from rankery.models.contract import replace as replace_folder
 from rankery.models.contract import write_model_directory
@@ -29,6 +21,7 @@ from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
 from rankery.training.optim import lr_factor, set_lr
 from rankery.training.run import Run, describe
+from rankery.training.step import step_batches, train_step
 from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate
 
@@ -63,7 +56,7 @@ def fit(run: Run) -> Path:
         loss, norm, updated = train_step(run, number, batches)
         state["step"], state["updates"] = number + 1, state["updates"] + updated
         state["loss_sum"], state["loss_steps"] = state["loss_sum"] + loss, state["loss_steps"] + 1
-        progress.update(loss, len(run.plan.examples(number)))
+        progress.update(loss, len(run.plan.pairs(number)[0]))
         if state["step"] % config.log_interval == 0 or state["step"] == run.steps:
             _log(run, state, tracker, norm, progress)
         end_of_epoch = state["step"] % run.plan.steps_per_epoch == 0
@@ -80,110 +73,17 @@ def fit(run: Run) -> Path:
     return folder
 
 
-def train_step(run: Run, number: int, batches: list[Batch]) -> tuple[float, float, bool]:
-    """One optimiser update: (mean loss of the step, gradient norm before clipping, whether the weights were updated).
-
-    Raises:
-        InputError: a loss or gradient that is not finite, with the examples; or not even one pair fits into memory.
-    """
-    engine, count = run.engine, len(run.plan.examples(number))
-    while True:
-        run.optimizer.zero_grad(set_to_none=True)
-        losses, out_of_memory = _backward(run, number, batches, count)
-        failed = sum(1 for loss, _ in losses if not torch.isfinite(loss))
-        total = float(sum(loss.cpu().double() for loss, _ in losses)) if not failed else 0.0
-        total, failed_anywhere, memory_anywhere = engine.sum(
-            torch.tensor([total, float(failed), float(out_of_memory)], dtype=torch.float64)
-        ).tolist()
-        if not memory_anywhere:
-            break
-        batches = _halve_budget(run, number)
-    if failed_anywhere:
-        bad = [pair for loss, batch in losses if not torch.isfinite(loss) for pair in batch.pairs]
-        raise _not_finite(run, number, "the loss", [pair for pairs in engine.gather(bad) for pair in pairs])
-    norm, updated = engine.update(run.optimizer, run.config.max_grad_norm)
-    if (
-        not math.isfinite(norm) and run.config.mixed_precision != "fp16"
-    ):  # fp16: an overflow, which scales the loss down
-        pairs = [int(i) for i in run.plan.examples(number)]
-        raise _not_finite(run, number, "the gradient", pairs)
-    return total / count, norm, updated
-
-
-def _backward(run: Run, number: int, batches: list[Batch], count: int) -> tuple[list[tuple[torch.Tensor, Batch]], bool]:
-    """Local forward and backward passes: ((loss sum, batch) of each micro-batch, whether memory ran out)."""
-    losses: list[tuple[torch.Tensor, Batch]] = []
-    try:
-        for cut in batches:
-            torch.manual_seed(hash((run.config.seed, number, cut.pairs[0])) & (2**63 - 1))
-            batch = cut.to(run.engine.device)
-            with run.engine.autocast():
-                logits = run.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-            loss, _ = run.loss(logits, batch.targets)
-            loss = loss * batch.weight
-            run.engine.backward(loss / count, is_last=cut is batches[-1])
-            losses.append((loss.detach(), batch))
-    except torch.OutOfMemoryError:
-        if run.engine.sharded:
-            _stop_all(run)
-        return [], True
-    return losses, False
-
-
-def _halve_budget(run: Run, number: int) -> list[Batch]:
-    """The step's batches, cut again under half the token budget."""
-    rows = run.plan.step(number).micro_batches
-    if all(len(micro_batch.examples) == 1 for row in rows for micro_batch in row):
-        fix = "set a smaller max_len, or gradient_checkpointing=true"
-        raise InputError(f"out of memory with one pair at a time; {fix}", shared=True)
-    run.plan = replace(run.plan, budget=run.plan.budget // 2)
-    run.config = run.config.model_copy(update={"token_budget": run.plan.budget})
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.engine.device.type == "cuda":
-        torch.cuda.empty_cache()
-    run.say(
-        f"out of memory: the step is repeated with token_budget {run.plan.budget} (the result is the same, to rounding)"
-    )
-    return _batches(run)[number]
-
-
-def _stop_all(run: Run) -> None:
-    """Sharded engines cannot repeat a step: the others wait inside a collective call. The launcher stops them."""
-    budget = run.plan.budget // 2
-    checkpoint.lower_token_budget(run.folder, budget)
-    print(
-        f"error: process {run.engine.process} ran out of memory at token_budget {run.plan.budget}; start again with "
-        f"resume=true, which goes on with token_budget {budget}",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(1)
-
-
-def _not_finite(run: Run, number: int, what: str, pairs: list[int]) -> InputError:
-    named = ", ".join(run.train_data.where(pair) for pair in pairs[:8]) + (", ..." if len(pairs) > 8 else "")
-    return InputError(
-        f"{what} of step {number + 1} is not finite; nothing was updated. Examples: {named}. "
-        "Look at these lines; else try a smaller lr, or mixed_precision bf16 or no",
-        shared=True,
-    )
-
-
-def _batches(run: Run) -> StepBatches:
-    return StepBatches(run.train_data, run.plan, run.engine.process, pad_multiple(run.engine.device))
-
-
-def _steps(run: Run, first: int) -> Iterator[tuple[int, list[Batch]]]:
+def _steps(run: Run, first: int) -> Iterator[tuple[int, list[Work]]]:
     """(step number, this process's batches); read when asked for, or ahead of time by worker processes."""
     numbers, prefetched_plan = range(first, run.steps), run.plan
-    prefetched: Iterator[list[Batch]] = iter(())
+    prefetched: Iterator[list[Work]] = iter(())
     if run.config.num_workers:
         options = {"batch_size": None, "sampler": numbers, "num_workers": run.config.num_workers}
-        prefetched = iter(torch.utils.data.DataLoader(_batches(run), **options))  # type: ignore[arg-type]
+        prefetched = iter(torch.utils.data.DataLoader(step_batches(run), **options))  # type: ignore[arg-type]
     for number in numbers:
         # A fresh look at the plan each time: when its budget has shrunk, what was cut ahead is too large.
         batches = next(prefetched, None) if run.plan is prefetched_plan else None
-        yield number, _batches(run)[number] if batches is None else batches
+        yield number, step_batches(run)[number] if batches is None else batches
 
 
 def _due(step: int, every: int | None, end_of_epoch: bool, last: int) -> bool:
@@ -215,7 +115,7 @@ def _log(run: Run, state: dict[str, Any], tracker: Tracker | None, norm: float, 
 def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     assert run.val_data is not None
     config = run.config
-    metrics = evaluate(run.engine, run.model, run.val_data, run.loss, run.plan.budget, config)
+    metrics = evaluate(run.engine, run.model, run.val_data, run.objective, run.plan.budget, config)
     state["metrics"] = metrics
     run.say(f"step {state['step']}: validation " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     if tracker is not None:

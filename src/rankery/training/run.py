@@ -22,13 +22,14 @@ from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder,
 from rankery.data.plan import Plan, computed_tokens
 from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths
 from rankery.errors import InputError
-from rankery.losses import LOSSES, Loss
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.cross_encoder import CrossEncoder
 from rankery.models.llm_decoder import LLMDecoder
 from rankery.models.lora import add_adapters, has_adapters, merge_adapters
 from rankery.models.reranker import Reranker
+from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint
+from rankery.training.data_checks import learnt_together, unfit_data, unusable_losses
 from rankery.training.engine import DTYPES, Engine, start_engine
 from rankery.training.optim import unused_groups
 from rankery.training.tracking import check_tracker
@@ -49,7 +50,7 @@ class Run:
     reranker: Reranker  # its scorer is what `model` wraps or shards
     model: Any
     optimizer: torch.optim.Optimizer
-    loss: Loss
+    objective: Objective
     train_data: EncodedPairs
     val_data: EncodedPairs | None
     plan: Plan
@@ -107,7 +108,11 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: _prepare_data(config, files, reranker, labels, cache))
     data = {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
-    _check_labels_and_groups(config, data, reranker.model)
+    objective = build_objective(config)
+    examples, dropped = learnt_together(config, data["train"])
+    problems = unfit_data(config, data) + unusable_losses(objective, examples, data["train"])
+    if problems := problems + unused_groups(reranker.model, config.lr_groups):
+        raise InputError(problems, shared=True)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
     budget = engine.on_main(lambda: checkpoint.token_budget(config, start))
     if not budget:  # of the smallest device: all processes follow one plan
@@ -124,11 +129,14 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
             engine.scaler.load_state_dict(start["scaler"])
-    lengths = data["train"].lengths
-    plan = Plan(np.ones(len(lengths), dtype=np.int64), lengths, config.seed, batch, engine.processes, budget)
+    plan = Plan(examples, data["train"].lengths, config.seed, batch, engine.processes, budget)
     summary = "\n".join(_describe_encoded(name, encoded) for name, encoded in data.items())
+    if dropped:
+        summary += (
+            f"\n  {dropped} documents listed as negatives score like positives and are left out (false_negative_margin)"
+        )
     return Run(
-        resolved, engine, reranker, model, optimizer, LOSSES[config.loss_type], data["train"], data.get("val"),
+        resolved, engine, reranker, model, optimizer, objective, data["train"], data.get("val"),
         plan, Path(config.output_dir), run_info["run_id"], start, summary, parameters,
     )  # fmt: skip
 
@@ -199,35 +207,6 @@ def _prepare_data(
     return keys
 
 
-def _check_labels_and_groups(config: TrainConfig, data: dict[str, EncodedPairs], model: Any) -> None:
-    """What only data and model can tell of a configuration; still before anything is written.
-
-    Raises:
-        InputError: labels that are no classes, a best_metric that the data cannot have, lr_groups that find nothing.
-    """
-    problems = unused_groups(model, config.lr_groups)
-    for encoded in data.values():
-        values = np.asarray(encoded.arrays["label"])
-        odd = np.flatnonzero(values != np.rint(values))
-        if config.num_labels > 1 and len(odd):
-            problems.append(
-                f"{encoded.where(int(odd[0]))}: label {values[odd[0]]:g} is no integer; expected integer labels with "
-                "num_labels above 1"
-            )
-    if "val" in data and config.best_metric not in (None, "auto", "loss", "nDCG@10"):
-        labels = np.asarray(data["val"].arrays["label"])
-        is_soft = bool((labels != np.rint(labels)).any())
-        if is_soft and config.best_metric != "Kendall" and config.relevant_above is None:
-            problems.append(
-                f"best_metric is {config.best_metric}, but val_dataset holds soft scores, which have no relevant documents; "
-                "expected nDCG@10, Kendall or loss, or relevant_above set"
-            )
-        if not is_soft and config.best_metric == "Kendall":
-            problems.append("best_metric is Kendall, which is measured on soft scores; val_dataset holds grades")
-    if problems:
-        raise InputError(problems)
-
-
 def _progress(what: str, summary: DataSummary) -> Callable[[Iterator[Any]], Iterator[Any]]:
     return lambda records: iter(tqdm(records, desc=what, unit="record", disable=not sys.stderr.isatty()))
 
@@ -259,20 +238,25 @@ def describe(run: Run) -> str:
     """What really runs, said at the start."""
     config, engine, plan = run.config, run.engine, run.plan
     sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
-    real = np.array([plan.lengths[step.examples].sum() for step in sampled])
-    computed = sum(computed_tokens(step, plan.sizes, plan.lengths) for step in sampled)
+    real = np.array([plan.lengths[step.pairs].sum() for step in sampled])
+    computed = sum(computed_tokens(step, plan.lengths) for step in sampled)
+    pairs = np.mean([len(step.pairs) for step in sampled])
+    grouped = is_grouped(config.loss_type)
+    examples = (
+        f"{_counted(plan.batch, 'query', 'queries')} with about {pairs:.0f} pairs" if grouped else f"{plan.batch} pairs"
+    )
     total, trained = sum(n for n, _ in run.parameters), sum(n for n, is_trained in run.parameters if is_trained)
     return (
         f"{run.summary}\n"
-        f"engine {engine.kind}, {_counted(engine.processes, 'process', 'es')}, device {engine.device.type}, "
+        f"engine {engine.kind}, {_counted(engine.processes, 'process', 'processes')}, device {engine.device.type}, "
         f"precision {config.mixed_precision}, attention {run.reranker.model.config._attn_implementation}\n"
         f"{total / 1e6:.1f} M parameters from {config.model_name_or_path}"
         f"{f', {trained / 1e6:.2f} M of them trained' if trained < total else ''}\n"
-        f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {plan.batch} pairs and about "
+        f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {examples} and about "
         f"{real.mean():.0f} tokens a step, micro-batches of {plan.budget} tokens, "
         f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
     )
 
 
-def _counted(number: int, name: str, plural: str = "s") -> str:
-    return f"{number} {name}{plural * (number != 1)}"
+def _counted(number: int, name: str, plural: str = "") -> str:
+    return f"{number} {name if number == 1 else plural or name + 's'}"

@@ -13,11 +13,12 @@ import torch
 from rankery.config import TrainConfig
 from rankery.data.collate import collate
 from rankery.data.encoding import EncodedPairs
+from rankery.data.examples import one_each
 from rankery.data.plan import MicroBatch, deal
 from rankery.errors import InputError
-from rankery.losses import Loss
 from rankery.models.budget import pad_multiple
 from rankery.models.reranker import expected_grade
+from rankery.objective import Objective
 from rankery.training.engine import Engine
 
 
@@ -27,13 +28,13 @@ def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: in
     Raises:
         InputError: not even one pair at a time fits into memory.
     """
-    everything = np.arange(len(data))
+    everything, each = np.arange(len(data)), one_each(data.lengths)
     while True:
-        shares = deal(everything, np.ones(len(data), dtype=np.int64), data.lengths, engine.processes, budget)
+        shares = deal(everything, each, data.lengths, engine.processes, budget)
         logits = _local_logits(engine, model, data, shares[engine.process], labels)
         if not engine.sum(torch.tensor([float(logits is None)])).item():
             break
-        if all(len(micro_batch.examples) == 1 for share in shares for micro_batch in share):
+        if all(len(micro_batch.pairs) == 1 for share in shares for micro_batch in share):
             raise InputError(
                 "out of memory in the evaluation with one pair at a time; set a smaller max_len", shared=True
             )
@@ -52,12 +53,11 @@ def _local_logits(
     logits = torch.zeros((len(data), labels), dtype=torch.float64)
     try:
         for micro_batch in share:
-            batch = collate(data, micro_batch.examples, micro_batch.weight, pad_multiple(engine.device))
-            batch = batch.to(engine.device)
+            batch = collate(data, micro_batch.pairs, pad_multiple(engine.device)).to(engine.device)
             with engine.autocast():
                 out = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-            if batch.weight:
-                logits[torch.from_numpy(micro_batch.examples)] = out.cpu().double().reshape(-1, labels)
+            if micro_batch.weight:
+                logits[torch.from_numpy(micro_batch.pairs)] = out.cpu().double().reshape(-1, labels)
     except torch.OutOfMemoryError:
         if engine.sharded:  # the others wait inside a collective call: the launcher stops them
             raise
@@ -68,7 +68,7 @@ def _local_logits(
 
 
 def evaluate(
-    engine: Engine, model: Any, data: EncodedPairs, loss: Loss, budget: int, config: TrainConfig
+    engine: Engine, model: Any, data: EncodedPairs, objective: Objective, budget: int, config: TrainConfig
 ) -> dict[str, float]:
     """Metrics by name, with "loss"; equal on all processes."""
     logits = validation_logits(engine, model, data, budget, config.num_labels)
@@ -77,7 +77,11 @@ def evaluate(
         from rankery.evaluate.metrics import ranking_metrics
         from rankery.evaluate.runs import EvaluationPairs
 
-        total, count = loss(logits, torch.from_numpy(data.targets(np.arange(len(data)))))
+        query = np.asarray(data.arrays["pair_query"])
+        by_query = np.argsort(query, kind="stable")
+        sizes = np.bincount(query).tolist()
+        targets = torch.from_numpy(data.targets(by_query))
+        loss = objective(logits[torch.from_numpy(by_query)], targets, sizes, objective.counts(targets, sizes))
         scores = (logits if logits.dim() == 1 else expected_grade(logits)).numpy()
         arrays = data.arrays
         pairs = EvaluationPairs(
@@ -91,6 +95,6 @@ def evaluate(
             seed=config.seed,
             relevant_above=config.relevant_above,
         )
-        return {"loss": float(total) / count, **metrics}
+        return {"loss": float(loss), **metrics}
 
     return engine.on_main(measure)

@@ -1,0 +1,105 @@
+"""What a configuration and its data have to say to each other: which documents are learnt from together, and what does not fit.
+
+Contract: pure functions of the configuration and the tokenised data, before anything is written; problems are lists, so that
+the caller raises all at once. Cost: one look at the labels; of the losses, until each has found something to learn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rankery.config import TrainConfig
+from rankery.data.encoding import EncodedPairs
+from rankery.data.examples import Examples, Fixed, chunks, false_negatives, one_each, query_groups
+from rankery.objective import Objective, is_grouped, loss_weights
+
+# What a query needs for a loss to learn from it.
+LEARNS_FROM = {
+    "listwise_ce": "both a document with a label above min_label and one with a lower label",
+    "listwise_kl": "two documents",
+    "other": "two documents with different labels",
+}
+
+
+def learnt_together(config: TrainConfig, data: EncodedPairs) -> tuple[Examples, int]:
+    """(what is learnt from together: pairs or the groups of queries; documents left out as probable false negatives)."""
+    arrays = data.arrays
+    kept = np.arange(len(data))
+    if config.false_negative_margin is not None:
+        dropped = false_negatives(
+            arrays["pair_query"],
+            np.asarray(arrays["label"]),
+            np.asarray(arrays["is_negative"]),
+            config.false_negative_margin,
+        )
+        kept = np.flatnonzero(~dropped)
+    if is_grouped(config.loss_type):
+        examples = query_groups(
+            np.asarray(arrays["pair_query"]), np.asarray(arrays["label"]), np.asarray(arrays["key"]), data.lengths, kept,
+            config.min_label, config.train_group_size, config.seed,
+        )  # fmt: skip
+    else:
+        examples = Fixed(one_each(data.lengths, kept if len(kept) < len(data) else None))
+    return examples, len(data) - len(kept)
+
+
+def unusable_losses(objective: Objective, examples: Examples, data: EncodedPairs) -> list[str]:
+    """A problem for each loss that finds nothing to learn in the whole data set."""
+    draw = examples.draw(0)
+    found = dict.fromkeys((name for name, _, _ in objective.terms), 0)
+    for chosen in chunks(draw, 256):
+        targets = torch.from_numpy(data.targets(draw.of(chosen)))
+        for name, count in objective.usable(targets, draw.sizes[chosen].tolist()).items():
+            found[name] += count
+        if all(found.values()):
+            return []
+    return [
+        f"loss_type {name} finds nothing to learn in {', '.join(data.paths)}: no query there has {LEARNS_FROM.get(name, LEARNS_FROM['other'])}; "
+        "use another loss, or add such documents to the queries"
+        for name, count in found.items()
+        if not count
+    ]
+
+
+def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
+    """What only the data can tell of a configuration: labels that are no classes or no teacher's, a best_metric that cannot be."""
+    problems: list[str] = []
+    for encoded in data.values():
+        values = np.asarray(encoded.arrays["label"])
+        odd = np.flatnonzero(values != np.rint(values))
+        if config.num_labels > 1 and len(odd):
+            problems.append(
+                f"{encoded.where(int(odd[0]))}: label {values[odd[0]]:g} is no integer; expected integer labels with "
+                "num_labels above 1"
+            )
+    train = data["train"]
+    labels, names = np.asarray(train.arrays["label"]), loss_weights(config.loss_type)
+    soft = np.flatnonzero(labels != np.rint(labels))
+    if "listwise_ce" in names and len(soft):
+        problems.append(
+            f"{train.where(int(soft[0]))}: label {labels[soft[0]]:g} is a score, but loss_type listwise_ce wants labels, of which "
+            "the highest of a query is its positives'; use listwise_kl for scores"
+        )
+    inside = (labels > config.min_label) & (labels < config.max_label)
+    if "pairwise_margin_mse" in names and not inside.any():
+        problems.append(
+            f"{', '.join(train.paths)}: every label is {config.min_label:g} or {config.max_label:g}, but loss_type "
+            "pairwise_margin_mse learns a teacher's margins; use pairwise_ranknet for labels"
+        )
+    if config.false_negative_margin is not None and not np.asarray(train.arrays["is_negative"]).any():
+        problems.append(
+            f"false_negative_margin is {config.false_negative_margin:g}, but {', '.join(train.paths)} lists no documents as "
+            'negatives; expected lines with "pos", "neg", "pos_scores" and "neg_scores"'
+        )
+    if "val" in data and config.best_metric not in (None, "auto", "loss", "nDCG@10"):
+        labels = np.asarray(data["val"].arrays["label"])
+        is_soft = bool((labels != np.rint(labels)).any())
+        if is_soft and config.best_metric != "Kendall" and config.relevant_above is None:
+            problems.append(
+                f"best_metric is {config.best_metric}, but val_dataset holds soft scores, which have no relevant documents; "
+                "expected nDCG@10, Kendall or loss, or relevant_above set"
+            )
+        if not is_soft and config.best_metric == "Kendall":
+            problems.append("best_metric is Kendall, which is measured on soft scores; val_dataset holds grades")
+    return problems
