@@ -16,6 +16,7 @@ from rankery.launcher import ENGINES, launch
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; 0 when done, 2 for bad input (said on standard error), 130 when interrupted."""
     arguments, unknown = _parser().parse_known_args(argv)
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
     if hasattr(arguments, "overrides"):  # key=value words may stand anywhere, and start with --
         arguments.overrides += unknown
     elif unknown:
@@ -75,6 +76,38 @@ def _parser() -> argparse.ArgumentParser:
     _scoring_options(rerank)
     rerank.set_defaults(run=_rerank)
 
+    score = verbs.add_parser(
+        "score",
+        help="score pairs as a teacher",
+        description="Write teacher scores as training data; goes on if stopped.",
+    )
+    score.add_argument("--model", required=True, action="append", metavar="DIR", help="several are averaged")
+    score.add_argument("--data", required=True, nargs="+", metavar="FILE", help="JSONL files or globs")
+    score.add_argument("--output", required=True, metavar="FILE")
+    score.add_argument("--weight", type=float, action="append", metavar="W", help="of each --model (default 1)")
+    score.add_argument("--temperature", type=float, action="append", metavar="T", help="divides each --model's logits")
+    score.add_argument("--store", metavar="FILE", help="keeps scores by content, for other data and runs")
+    score.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
+    score.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
+    _model_options(score)
+    score.set_defaults(run=_score)
+
+    distil = verbs.add_parser(
+        "distil", help="teach a small model", description="Score with a teacher, train a student, compare."
+    )
+    distil.add_argument("--teacher", required=True, metavar="DIR")
+    distil.add_argument("--student", required=True, metavar="DIR", help="base model")
+    distil.add_argument("--data", required=True, nargs="+", metavar="FILE", help="training data with labels")
+    distil.add_argument("--val", required=True, nargs="+", metavar="FILE", help="held-out data with labels")
+    distil.add_argument("--output", default="output/distil", metavar="DIR", help="default: output/distil")
+    distil.add_argument("--config", metavar="FILE", help="YAML file with settings of both trainings")
+    distil.add_argument("--prompt", metavar="NAME", help="preset to ask the teacher with (see docs/prompts.md)")
+    distil.add_argument("--store", metavar="FILE", help="keeps teacher scores by content")
+    distil.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings; labels.key and distilled.key are for one training"
+    )
+    distil.set_defaults(run=_distil)
+
     export = verbs.add_parser(
         "export", help="another form of a reranker", description="Write a reranker in a form that other programs load."
     )
@@ -97,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
 def _scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="pairs that run together at most")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a pair at most")
+    _model_options(parser)
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="NAME", help="preset to ask a language model with (see docs/prompts.md)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPUs")
     parser.add_argument("--device", help="default: the accelerator, if there is one")
@@ -112,7 +149,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise InputError("--processes and --engine start a launcher, but a launcher runs this already; leave them out")
     if arguments.processes > 1 or arguments.engine:
         words = ["--config", arguments.config] if arguments.config else []
-        return launch(arguments.processes, arguments.engine or "ddp", [*words, *arguments.overrides])
+        return launch(arguments.processes, arguments.engine or "ddp", ["train", *words, *arguments.overrides])
     from rankery.training.engine import leave
     from rankery.training.run import train
 
@@ -156,6 +193,73 @@ def _rerank(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
     )
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    launched = "LOCAL_RANK" in os.environ
+    if arguments.processes < 1 or (arguments.processes > 1 and launched):
+        raise InputError(
+            f"--processes is {arguments.processes}; expected at least 1, and nothing where a launcher runs this already"
+        )
+    if arguments.processes > 1:
+        words = arguments.words
+        at = next(i for i, word in enumerate(words) if word.startswith("--processes"))
+        del words[at : at + (1 if "=" in words[at] else 2)]
+        return launch(arguments.processes, "ddp", words)
+    from rankery.data.records import expand_paths
+    from rankery.distil.teacher import Teacher, check_output, score_file
+    from rankery.models.opening import open_reranker
+
+    models = arguments.model
+    lists = {"--weight": arguments.weight, "--temperature": arguments.temperature}
+    for name, values in lists.items():
+        if values and (len(values) != len(models) or min(values) <= 0):
+            raise InputError(f"{name} is {values}; expected one number above 0 for each of {len(models)} models")
+    check_output(Path(arguments.output), expand_paths(arguments.data), arguments.overwrite)
+    ones = [1.0] * len(models)
+    teachers = [
+        Teacher(
+            open_reranker(model, arguments.prompt, device=_own_device(arguments.device), dtype=arguments.dtype), w, t
+        )
+        for model, w, t in zip(models, arguments.weight or ones, arguments.temperature or ones, strict=True)
+    ]
+    score_file(
+        teachers,
+        arguments.data,
+        Path(arguments.output),
+        overwrite=arguments.overwrite,
+        store=Path(arguments.store) if arguments.store else None,
+        process=int(os.environ.get("RANK", "0")),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    return 0
+
+
+def _own_device(wanted: str | None) -> str | None:
+    """The accelerator of this process, where a launcher gave each its own."""
+    import torch
+
+    if wanted is None and "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    return wanted
+
+
+def _distil(arguments: argparse.Namespace) -> None:
+    from rankery.config import parse_overrides
+    from rankery.distil.compare import distil
+
+    table = distil(
+        arguments.teacher,
+        arguments.student,
+        arguments.data,
+        arguments.val,
+        Path(arguments.output),
+        prompt=arguments.prompt,
+        config=arguments.config,
+        overrides=parse_overrides(arguments.overrides),
+        store=Path(arguments.store) if arguments.store else None,
+    )
+    print(table)
 
 
 def _export(arguments: argparse.Namespace) -> None:

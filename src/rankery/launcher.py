@@ -42,12 +42,12 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 def launch(processes: int, engine: str, words: Sequence[str]) -> int:
-    """Runs `rankery train` with `words` in several processes of this machine; returns the exit status."""
+    """Runs `rankery` with `words` in several processes of this machine; returns the exit status."""
     import yaml
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "launch.yaml"
         file.write_text(yaml.safe_dump({**COMMON, **ENGINES[engine], "num_processes": processes}))
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-        command += ["--main_process_port", "0", "--module", "rankery.cli", "train", *words]  # port 0: any that is free
+        command += ["--main_process_port", "0", "--module", "rankery.cli", *words]  # port 0: any that is free
         return subprocess.run(command).returncode

@@ -56,6 +56,7 @@ class LabelRange:
     min_label: float = 0.0
     max_label: float = 1.0
     strict: bool = True  # False: labels outside are no error (evaluation data of unknown range)
+    needed: bool = True  # False: {"query", "documents"} lines are read too, and no positive has to be among the labels
 
 
 @dataclass
@@ -158,7 +159,7 @@ def check_records(paths: Sequence[Path], labels: LabelRange | None = None) -> Da
         if empty:
             problems.append(f"{path}: is empty; expected one JSON object a line: {SHAPES}")
     summary.queries += len(pair_line_queries)
-    if not problems and summary.largest_label <= labels.min_label:
+    if labels.needed and not problems and summary.largest_label <= labels.min_label:
         problems.append(
             f"{', '.join(map(str, paths))}: no positive anywhere: every label is {summary.largest_label:g} or below; "
             f"expected some above min_label ({labels.min_label:g}); check min_label and the labels"
@@ -212,6 +213,8 @@ def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) ->
         pairs = _hits(row["hits"], where, problems)
     elif "pos" in row or "neg" in row:
         pairs = _lists(row, labels, where, problems)
+    elif "documents" in row and not labels.needed:
+        pairs = _lists({"pos": row["documents"]}, labels, where, problems)
     else:
         raise InputError([*problems, f"{where}: has the keys {sorted(row)}; expected {SHAPES}"])
     for text, label, text_name, label_name in pairs:

@@ -1,0 +1,1 @@
+"""Teachers: their scores as training data, and what a student keeps of them."""

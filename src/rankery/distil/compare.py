@@ -1,0 +1,203 @@
+"""`rankery distil`: a teacher scores, a student learns its scores, and a table says what was kept and at what cost.
+
+Contract: the same student is trained twice, on the labels and on the teacher's scores, with the same settings unless told; all
+are measured on the same held-out queries, which neither training saw. Every step goes on where a stopped run was. Cost: two
+trainings, one scoring of the training data, four of the held-out data. Rejected: a table without the student trained on labels,
+which cannot say whether a teacher was worth it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankery.config import load_config
+from rankery.data.records import LabelRange, QueryRecord, check_records, expand_paths, read_records
+from rankery.distil.store import teacher_digest
+from rankery.distil.teacher import Teacher, fingerprint, score_file, write_whole
+from rankery.errors import InputError
+from rankery.evaluate.baselines import bm25_scores, random_scores
+from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_query_metrics
+from rankery.evaluate.runs import pairs_of
+from rankery.models.opening import open_reranker
+from rankery.models.reranker import Reranker
+
+STUDENTS = {"labels": "student, labels", "distilled": "student, distilled"}
+SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
+KEPT = "nDCG@10"  # the metric that the share kept is told in
+# The defaults of both trainings; what a training learns from differs.
+SETTINGS: dict[str, Any] = {"best_metric": None, "save_on_epoch_end": True, "num_max_checkpoints": 1}
+LOSSES = {"labels": "listwise_ce", "distilled": "listwise_kl"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One system on the held-out queries."""
+
+    metrics: Mapping[str, np.ndarray]  # name -> value of each query, [Q]
+    parameters: int = 0
+    pairs_per_second: float = 0.0
+
+
+def distil(
+    teacher: str,
+    student: str,
+    data: Sequence[str],
+    val: Sequence[str],
+    output: Path,
+    *,
+    prompt: str | None = None,
+    config: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    store: Path | None = None,
+) -> str:
+    """Scores `data` with the teacher, trains the student on labels and on scores, compares; returns the table.
+
+    Args:
+        teacher: model folder, hub name or GGUF file.
+        student: base model of both trainings.
+        data: training files with labels.
+        val: held-out files with labels, that only the comparison reads.
+        output: folder; a run that was stopped goes on there.
+        prompt: preset for a teacher that rankery has not saved.
+        config: YAML file with settings of both trainings.
+        overrides: settings that replace them; `labels.KEY` and `distilled.KEY` are for one of the two.
+        store: file that keeps teacher scores by content.
+
+    Raises:
+        InputError: anything wrong with data, models or settings, before anything is written.
+    """
+    from rankery.training.run import train
+
+    settings = {kind: _settings(kind, config, overrides or {}, data, student, output) for kind in STUDENTS}
+    configs = {kind: load_config(config, values) for kind, values in settings.items()}
+    labels = LabelRange(configs["labels"].min_label, configs["labels"].max_label)
+    held_out = expand_paths(list(val))
+    check_records(held_out, labels)
+    check_records(expand_paths(list(data)), labels)
+    records = list(read_records(held_out, labels))
+    scorer = open_reranker(teacher, prompt)
+    _claim(output, expand_paths(list(data)), scorer, student)
+    scored = output / SCORED_FILE
+    if not scored.is_file():
+        print(f"1/4 {teacher} scores the training data", flush=True)
+        score_file([Teacher(scorer)], list(data), scored, store=store)
+    rows = {
+        "random order": Measured(per_query(records, random_scores(records), labels)),
+        "BM25": Measured(per_query(records, bm25_scores(records), labels)),
+        "teacher": measure(scorer, records, labels),
+    }
+    del scorer
+    for step, (kind, name) in enumerate(STUDENTS.items(), 2):
+        print(f"{step}/4 {name}: {student}", flush=True)
+        folder = output / kind / "model"
+        if not folder.is_dir():
+            folder = train(configs[kind], resume=(output / kind / "run.json").is_file())
+        rows[name] = measure(open_reranker(folder), records, labels)
+    print("4/4 comparison\n", flush=True)
+    table = comparison(rows)
+    (output / "comparison.json").write_text(json.dumps(_plain(rows), indent=1) + "\n")
+    return table
+
+
+def _settings(
+    kind: str, config: str | None, overrides: Mapping[str, Any], data: Sequence[str], student: str, output: Path
+) -> dict[str, Any]:
+    """What replaces the configuration file's keys in one of the trainings."""
+    prefixes = tuple(f"{name}." for name in STUDENTS)
+    common = {key: value for key, value in overrides.items() if not key.startswith(prefixes)}
+    own = {key.removeprefix(f"{kind}."): value for key, value in overrides.items() if key.startswith(f"{kind}.")}
+    for name in ("train_dataset", "output_dir", "model_name_or_path", "resume", "overwrite"):
+        if name in {**common, **own}:
+            raise InputError(f"{name} is set, but rankery distil decides it; leave it out")
+    in_file = (
+        load_config(config, {"model_name_or_path": student, "train_dataset": "-", "output_dir": "-"})
+        if config
+        else None
+    )
+    values = {**({} if in_file else {**SETTINGS, "loss_type": LOSSES[kind]}), **common, **own}
+    values |= {"model_name_or_path": student, "output_dir": str(output / kind)}
+    if kind == "labels":
+        return {**values, "train_dataset": list(data)}
+    return {**values, "train_dataset": str(output / SCORED_FILE), "min_label": 0.0, "max_label": 1.0}
+
+
+def _claim(output: Path, paths: Sequence[Path], teacher: Reranker, student: str) -> None:
+    """Makes the folder, or takes up one that was begun with the same data, teacher and student.
+
+    Raises:
+        InputError: another distillation, or something else, is there.
+    """
+    made_of = {**fingerprint(paths, [Teacher(teacher)], [teacher_digest(teacher)]), "student": student}
+    mark = output / MARK_FILE
+    if mark.is_file():
+        if json.loads(mark.read_text()) != made_of:
+            raise InputError(
+                f"output is {output}, which holds a distillation of other data or models; choose another folder"
+            )
+        return
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise InputError(f"output is {output}, which is not empty; choose another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(mark, json.dumps(made_of).encode())
+
+
+def per_query(records: Sequence[QueryRecord], scores: np.ndarray, labels: LabelRange) -> dict[str, np.ndarray]:
+    return per_query_metrics(pairs_of(records), scores, min_label=labels.min_label)
+
+
+def measure(reranker: Reranker, records: Sequence[QueryRecord], labels: LabelRange) -> Measured:
+    """Quality on the records, size, and speed of that scoring (the first few pairs warm up)."""
+    pairs = [(record.query, document) for record in records for document in record.documents]
+    reranker.compute_score(pairs[:32])
+    begun = time.perf_counter()
+    logits = reranker.compute_score(pairs, show_progress=sys.stderr.isatty())
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    rate = len(pairs) / (time.perf_counter() - begun)
+    parameters = sum(parameter.numel() for parameter in reranker.model.parameters())
+    return Measured(per_query(records, reranker.rank_scores(logits).numpy(), labels), parameters, rate)
+
+
+def comparison(rows: Mapping[str, Measured]) -> str:
+    """The table, and what it says of the distilled student, as text."""
+    means = {
+        name: {key: float(np.nanmean(values)) for key, values in row.metrics.items()} for name, row in rows.items()
+    }
+    lines = [metrics_table(means), ""]
+    for name, row in rows.items():
+        if row.parameters:
+            lines.append(f"{name}: {row.parameters / 1e6:.1f} M parameters, {row.pairs_per_second:.0f} pairs/s here")
+    teacher, labelled, distilled = (rows[name] for name in ("teacher", *STUDENTS.values()))
+    share = means[STUDENTS["distilled"]][KEPT] / means["teacher"][KEPT]
+    lines.append(
+        f"\nthe distilled student keeps {share:.1%} of the teacher's {KEPT}, with 1/{teacher.parameters / distilled.parameters:.1f} "
+        f"of its parameters, at {distilled.pairs_per_second / teacher.pairs_per_second:.1f} times its speed"
+    )
+    for key in (KEPT, "MAP"):
+        if key in distilled.metrics:
+            difference = distilled.metrics[key] - labelled.metrics[key]
+            low, high = bootstrap_interval(difference, 0)
+            lines.append(
+                f"distilled - labels: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f} (bootstrap over queries)"
+            )
+    return "\n".join(lines)
+
+
+def _plain(rows: Mapping[str, Measured]) -> dict[str, Any]:
+    return {
+        name: {
+            "metrics": {key: float(np.nanmean(values)) for key, values in row.metrics.items()},
+            "parameters": row.parameters,
+            "pairs_per_second": row.pairs_per_second,
+        }
+        for name, row in rows.items()
+    }

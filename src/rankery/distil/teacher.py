@@ -1,0 +1,294 @@
+"""`rankery score`: records + teachers -> the specification's distillation data, resumable.
+
+    input --blocks--> logits of each block, stored whole beside the output --all there--> output, renamed into place
+
+Contract: blocks are cut by the input alone, and a block's scores depend on the block alone; so a run that was killed, or ran in
+several processes, writes the same bytes as one that was not. The output has `query`, `pos` (all documents), `pos_scores` in
+[0, 1] and `pos_logits`. Cost: one forward pass a pair; the logits twice on the disk for a while. Rejected: appending to the
+output (half a line after a kill, and an order that depends on who was first).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rankery.data.records import LabelRange, QueryRecord, check_records, content_digest, expand_paths, read_records
+from rankery.distil.store import Store, pair_key, teacher_digest
+from rankery.errors import InputError
+from rankery.models.reranker import Reranker
+
+BLOCK_PAIRS = 512  # a kill costs the scores of at most so many pairs (and one query's)
+ANY_LABEL = LabelRange(strict=False, needed=False)
+META_FILE = "meta.json"
+SAID_EVERY_S = 30.0  # without a terminal, a line of progress
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A reranker with its weight among several, and the temperature that its logits are divided by."""
+
+    reranker: Reranker
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+def blocks_of(records: Iterator[QueryRecord]) -> Iterator[list[tuple[str, tuple[str, ...]]]]:
+    """(query, documents) rows in blocks of BLOCK_PAIRS pairs or a little more; neighbouring pair lines of a query are one row."""
+    block: list[tuple[str, tuple[str, ...]]] = []
+    pairs = 0
+    for query, documents in _rows(records):
+        block.append((query, documents))
+        pairs += len(documents)
+        if pairs >= BLOCK_PAIRS:
+            yield block
+            block, pairs = [], 0
+    if block:
+        yield block
+
+
+def _rows(records: Iterator[QueryRecord]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    waiting: tuple[str, list[str]] | None = None  # pair lines of one query
+    for record in records:
+        if waiting is not None and (not record.is_pair_line or record.query != waiting[0]):
+            yield waiting[0], tuple(waiting[1])
+            waiting = None
+        if not record.is_pair_line:
+            yield record.query, record.documents
+        elif waiting is None:
+            waiting = record.query, list(record.documents)
+        else:
+            waiting[1].extend(record.documents)
+    if waiting is not None:
+        yield waiting[0], tuple(waiting[1])
+
+
+def combined_logits(teachers: Sequence[Teacher], logits: Sequence[np.ndarray]) -> np.ndarray:
+    """The weighted mean of teachers' logits after their temperatures, [pairs]; logits are [pairs] or [pairs, labels] each."""
+    total = sum(teacher.weight for teacher in teachers)
+    parts = [
+        teacher.weight / total * _one_logit(torch.from_numpy(values), teacher.reranker) / teacher.temperature
+        for teacher, values in zip(teachers, logits, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0).numpy()
+
+
+def _one_logit(logits: torch.Tensor, reranker: Reranker) -> torch.Tensor:
+    """[pairs]; of classes, the logit of the expected grade, scaled to [0, 1]."""
+    if logits.dim() == 1:
+        return logits
+    return torch.logit(reranker.rank_scores(logits).clamp(1e-6, 1 - 1e-6))
+
+
+def score_file(
+    teachers: Sequence[Teacher],
+    data: Sequence[str | Path],
+    output: Path,
+    *,
+    overwrite: bool = False,
+    store: Path | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Path:
+    """Scores every (query, document) of the data and writes the distillation format to `output`; returns it.
+
+    A run that was stopped goes on where it was; `output` appears when all is done. With several processes, each scores its
+    share of the blocks and the first writes the output.
+
+    Args:
+        teachers: one, or several to be averaged.
+        data: JSONL of any accepted form, or {"query", "documents"} lines; files or globs.
+        output: file to write.
+        overwrite: replace `output` if it is there.
+        store: file that keeps logits by content, for other data sets and runs.
+        process: this process's number.
+        processes: how many share the work.
+
+    Raises:
+        InputError: data that cannot be read, an output that is there or among the data, half a run of other data or teachers.
+    """
+    paths = expand_paths([str(path) for path in data])
+    check_output(output, paths, overwrite)
+    summary = check_records(paths, ANY_LABEL)
+    digests = [teacher_digest(teacher.reranker) for teacher in teachers]
+    folder = output.with_name(f"{output.name}.parts")
+    made_of = fingerprint(paths, teachers, digests)
+    if process > 0:
+        _wait_for([folder / META_FILE])
+    _claim(folder, made_of)
+    progress = _Progress(summary.pairs, process == 0)
+    count = 0
+    kept = Store(store) if store is not None else None
+    for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
+        count += 1
+        size = sum(len(documents) for _, documents in block)
+        if index % processes == process and not _part(folder, index).is_file():
+            pairs = [(query, document) for query, documents in block for document in documents]
+            logits = [_scores(t.reranker, d, pairs, kept) for t, d in zip(teachers, digests, strict=True)]
+            _write_part(folder, index, combined_logits(teachers, logits))
+            progress.update(size, scored=size)
+        else:
+            progress.update(size)
+    progress.close()
+    if kept is not None:
+        kept.database.close()
+    if process == 0:
+        _wait_for([_part(folder, index) for index in range(count)])
+        _assemble(folder, paths, output)
+    return output
+
+
+def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Whether scores may be written there.
+
+    Raises:
+        InputError: a folder, a file of the input, or one that is there already.
+    """
+    if output.is_dir():
+        raise InputError(f"output is {output}, a folder; expected the name of a file to write")
+    if output.exists() and any(output.samefile(path) for path in inputs):
+        raise InputError(f"output is {output}, which is the input; choose another file")
+    if output.exists() and not overwrite:
+        raise InputError(f"output is {output}, which is there already; choose another file, or say --overwrite")
+    existing = next(parent for parent in output.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"output is {output}, but {existing} cannot be written to; choose another place")
+
+
+def fingerprint(paths: Sequence[Path], teachers: Sequence[Teacher], digests: Sequence[str]) -> dict[str, object]:
+    """What scores are made of: a run may go on, or be read, by what shares it."""
+    weighted = [[digest, t.weight, t.temperature] for digest, t in zip(digests, teachers, strict=True)]
+    return {"data": content_digest(list(paths)), "teachers": weighted, "block_pairs": BLOCK_PAIRS}
+
+
+def _claim(folder: Path, made_of: dict[str, object]) -> None:
+    """Makes the folder of finished blocks, or takes up one that is there.
+
+    Raises:
+        InputError: half a run of something else, or a folder that rankery did not write.
+    """
+    meta = folder / META_FILE
+    if meta.is_file():
+        if json.loads(meta.read_text()) != made_of:
+            raise InputError(
+                f"{folder}: holds half a run of other data, teachers or weights; delete it to start anew, or choose another "
+                "output",
+                shared=True,
+            )
+        return
+    if folder.exists() and any(not path.name.startswith(".tmp-") for path in folder.iterdir()):
+        raise InputError(f"{folder}: is in the way, and rankery did not write it; move it, or choose another output")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(meta, json.dumps(made_of).encode())
+
+
+def _part(folder: Path, index: int) -> Path:
+    return folder / f"{index:08d}.f32"
+
+
+def _write_part(folder: Path, index: int, logits: np.ndarray) -> None:
+    write_whole(_part(folder, index), logits.astype("<f4").tobytes())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Written aside, synced, renamed: a reader never sees half of it.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise InputError(f"{path}: could not be written: {error}; make room, then start again: it goes on") from error
+
+
+def _scores(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str]], store: Store | None) -> np.ndarray:
+    """Logits of one block; with a store, of what it lacks."""
+    if store is None:
+        return reranker.compute_score(pairs).numpy()
+    keys = [pair_key(digest, *pair) for pair in pairs]
+    found = store.find(list(dict.fromkeys(keys)))
+    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
+    if missing:
+        fresh = reranker.compute_score(list(missing.values())).numpy().reshape(len(missing), -1)
+        store.add(list(missing), fresh)
+        found |= dict(zip(missing, fresh, strict=True))
+    rows = np.stack([found[key] for key in keys])
+    return rows[:, 0] if reranker.num_labels == 1 else rows
+
+
+def _assemble(folder: Path, paths: Sequence[Path], output: Path) -> None:
+    """The output from its parts."""
+    aside = output.with_name(f".tmp-{output.name}-{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
+                logits, at = np.fromfile(_part(folder, index), dtype="<f4"), 0
+                for query, documents in block:
+                    values = logits[at : at + len(documents)]
+                    at += len(documents)
+                    row = {
+                        "query": query,
+                        "pos": documents,
+                        "pos_scores": [float(f"{value:.7g}") for value in torch.from_numpy(values).sigmoid().tolist()],
+                        "pos_logits": [float(f"{value:.7g}") for value in values.tolist()],
+                    }
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(output)
+    except OSError as error:
+        raise InputError(f"{output}: could not be written: {error}; make room, then start again: it goes on") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(files: Sequence[Path]) -> None:
+    """Until other processes have written these files; the launcher ends all if one of them fails."""
+    for file in files:
+        while not file.is_file():
+            time.sleep(0.05)
+
+
+class _Progress:
+    """A bar on terminals, a line now and then elsewhere; on the first process, of its own walk through the data."""
+
+    def __init__(self, pairs: int, shown: bool):
+        self.pairs, self.shown, self.done, self.scored = pairs, shown, 0, 0
+        self.begun = self.said = time.monotonic()
+        self.bar = tqdm(total=pairs, unit="pair", desc="scoring", disable=not (shown and sys.stderr.isatty()))
+
+    def update(self, pairs: int, scored: int = 0) -> None:
+        self.done, self.scored = self.done + pairs, self.scored + scored
+        self.bar.update(pairs)
+        now = time.monotonic()
+        if self.shown and self.bar.disable and scored and now - self.said >= SAID_EVERY_S:
+            self.said = now
+            rate = self.done / (now - self.begun)
+            print(
+                f"{self.done} of {self.pairs} pairs, {rate:.1f} pairs/s, {(self.pairs - self.done) / rate:.0f} s left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        self.bar.close()
+        seconds = time.monotonic() - self.begun
+        if self.shown and self.bar.disable:
+            print(f"scored {self.scored} pairs in {seconds:.0f} s ({self.scored / max(seconds, 1e-9):.1f} pairs/s)")

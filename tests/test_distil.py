@@ -1,0 +1,237 @@
+"""Teacher scores: resumable byte for byte, shared work, the store, several teachers; and the distillation command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_data, write_rows
+
+from rankery import CrossEncoder, InputError, LLMDecoder, train
+from rankery.cli import main
+from rankery.distil import teacher as teacher_module
+from rankery.distil.store import Store, pair_key, teacher_digest
+from rankery.distil.teacher import Teacher, score_file
+
+
+@pytest.fixture
+def model(bert: Path, tmp_path: Path) -> Path:
+    CrossEncoder.from_pretrained(bert, seed=1, max_len=48).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_data(tmp_path / "data.jsonl", 60, 5)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_writes_data_that_trains(config: dict, model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scored.jsonl"
+    assert main(["score", "--model", str(model), "--data", str(data), "--output", str(out)]) == 0
+    reranker = CrossEncoder.from_pretrained(model)
+    for before, after in zip(rows(data), rows(out), strict=True):
+        documents = [*before["pos"], *before["neg"]]
+        assert (after["query"], after["pos"]) == (before["query"], documents)
+        expected = reranker.compute_score([(before["query"], document) for document in documents])
+        torch.testing.assert_close(torch.tensor(after["pos_logits"]), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.tensor(after["pos_scores"]), expected.sigmoid(), rtol=1e-5, atol=1e-6)
+    assert not out.with_name("scored.jsonl.parts").exists()
+    assert train(config, train_dataset=str(out), loss_type="listwise_kl", epochs=1).is_dir()
+
+
+def test_all_shapes_of_data(model: Path, tmp_path: Path) -> None:
+    mixed = write_rows(
+        tmp_path / "mixed.jsonl",
+        [
+            {"query": "sun", "content": "sea", "label": -20},
+            {"query": "sun", "content": "sun", "label": 1},
+            {"query": "moon", "content": "sea", "label": 0},
+            {"query": "star", "hits": [{"content": "star", "label": 2}]},
+            {"query": "rain", "documents": ["snow", "rain"]},
+        ],
+    )
+    out = score_file([Teacher(CrossEncoder.from_pretrained(model))], [mixed], tmp_path / "out.jsonl")
+    assert [(row["query"], row["pos"]) for row in rows(out)] == [
+        ("sun", ["sea", "sun"]),
+        ("moon", ["sea"]),
+        ("star", ["star"]),
+        ("rain", ["snow", "rain"]),
+    ]
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_writes_the_same_bytes(model: Path, data: Path, tmp_path: Path) -> None:
+    code = "import sys, rankery.distil.teacher as t; t.BLOCK_PAIRS = 8; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
+
+    def start(out: Path) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "score",
+            "--model",
+            str(model),
+            "--data",
+            str(data),
+            "--output",
+            str(out),
+        ]
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    assert start(whole).wait(timeout=300) == 0
+    random, parts = np.random.default_rng(0), cut.with_name("cut.jsonl.parts")
+    killed = 0
+    for _ in range(10):
+        process = start(cut)
+        before = len(list(parts.glob("0*")))
+        # Wait for a few blocks more, then for a random moment.
+        while process.poll() is None and len(list(parts.glob("0*"))) < before + 2:
+            time.sleep(0.01)
+        time.sleep(float(random.random()) * 0.05)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 5
+    assert start(cut).wait(timeout=300) == 0
+    assert cut.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
+
+
+def test_processes_share_the_blocks(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_module, "BLOCK_PAIRS", 16)
+    one = score_file([Teacher(CrossEncoder.from_pretrained(model))], [data], tmp_path / "one.jsonl")
+    monkeypatch.undo()
+    two = tmp_path / "two.jsonl"
+    code = "import sys, rankery.distil.teacher as t; t.BLOCK_PAIRS = 16; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", code, "score", "--model", str(model), "--data", str(data), "--output", str(two)]
+    processes = [
+        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert two.read_bytes() == one.read_bytes()
+
+
+def test_launches_processes_itself(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two.jsonl"
+    words = ["score", "--model", str(model), "--data", str(data), "--processes", "2", "--output", str(out)]
+    assert main(words) == 0
+    assert len(rows(out)) == 60
+
+
+def test_store_answers_for_pairs_that_it_knows(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker = CrossEncoder.from_pretrained(model)
+    plain = score_file([Teacher(reranker)], [data], tmp_path / "plain.jsonl")
+    store = tmp_path / "scores.sqlite"
+    first = score_file([Teacher(reranker)], [data], tmp_path / "first.jsonl", store=store)
+    monkeypatch.setattr(type(reranker), "compute_score", lambda *_: pytest.fail("scored again"))
+    second = score_file([Teacher(reranker)], [data], tmp_path / "second.jsonl", store=store)
+    assert first.read_bytes() == second.read_bytes()
+    for a, b in zip(rows(plain), rows(first), strict=True):
+        assert a["pos_logits"] == pytest.approx(b["pos_logits"], abs=1e-5)
+    # Another teacher's scores are other keys.
+    torch.nn.init.zeros_(reranker.model.classifier.weight)
+    with pytest.raises(pytest.fail.Exception):
+        score_file([Teacher(reranker)], [data], tmp_path / "third.jsonl", store=store)
+
+
+def test_keys_tell_teachers_and_texts_apart(bert: Path, tmp_path: Path) -> None:
+    a, b = (CrossEncoder.from_pretrained(bert, seed=seed) for seed in (1, 2))
+    assert teacher_digest(a) == teacher_digest(CrossEncoder.from_pretrained(bert, seed=1))
+    assert teacher_digest(a) != teacher_digest(b)
+    assert teacher_digest(a) != teacher_digest(CrossEncoder.from_pretrained(bert, seed=1, max_len=20))
+    assert pair_key("t", "ab", "c") != pair_key("t", "a", "bc")
+    with pytest.raises(InputError, match="store of scores"):
+        Store(bert)
+
+
+def test_several_teachers_are_averaged_in_logit_space(bert: Path, llama: Path, data: Path, tmp_path: Path) -> None:
+    encoder = CrossEncoder.from_pretrained(bert, seed=1)
+    decoder = LLMDecoder.from_pretrained(llama, head="yes_no", yes_word="yes", no_word="no")
+    classes = CrossEncoder.from_pretrained(bert, num_labels=3, seed=2)
+    out = score_file(
+        [Teacher(encoder, 1.0, 2.0), Teacher(decoder, 3.0), Teacher(classes, 1.0)], [data], tmp_path / "mean.jsonl"
+    )
+    row = rows(out)[0]
+    pairs = [(row["query"], document) for document in row["pos"]]
+    grade = classes.rank_scores(classes.compute_score(pairs))
+    logits = (encoder.compute_score(pairs) / 2 + 3 * decoder.compute_score(pairs) + torch.logit(grade)) / 5
+    assert row["pos_logits"] == pytest.approx(logits.tolist(), abs=1e-4)
+    # A yes/no teacher's score is P(yes) / (P(yes) + P(no)).
+    alone = rows(score_file([Teacher(decoder)], [data], tmp_path / "alone.jsonl"))[0]
+    ids, _ = decoder.template.build(
+        decoder.tokenizer(decoder.template.format_query(pairs[0][0]), add_special_tokens=False)["input_ids"],
+        decoder.tokenizer(decoder.template.format_document(pairs[0][1]), add_special_tokens=False)["input_ids"],
+    )
+    with torch.no_grad():
+        chances = decoder.model(torch.from_numpy(ids)[None]).logits[0, -1].softmax(dim=0)
+    yes, no = (chances[decoder.tokenizer.convert_tokens_to_ids(word)] for word in ("yes", "no"))
+    assert alone["pos_scores"][0] == pytest.approx(float(yes / (yes + no)), abs=1e-5)
+
+
+def test_bad_input(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def said(*words: str) -> str:
+        assert main(["score", "--model", str(model), *words]) == 2
+        return capsys.readouterr().err
+
+    out = str(tmp_path / "out.jsonl")
+    assert "does not exist" in said("--data", "nowhere.jsonl", "--output", out)
+    assert "which is the input" in said("--data", str(data), "--output", str(data))
+    assert "a folder" in said("--data", str(data), "--output", str(tmp_path))
+    assert "expected one number above 0" in said("--data", str(data), "--output", out, "--weight", "1", "--weight", "2")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"query": "a", "pos": ["b"]}\n{"query": 3, "pos": ["b"]}\n')
+    assert f'{broken}:2: "query"' in said("--data", str(broken), "--output", out)
+    assert not Path(out).exists()
+    assert main(["score", "--model", str(model), "--data", str(data), "--output", out]) == 0
+    assert "there already" in said("--data", str(data), "--output", out)
+    assert main(["score", "--model", str(model), "--data", str(data), "--output", out, "--overwrite"]) == 0
+    parts = tmp_path / "new.jsonl.parts"
+    parts.mkdir()
+    (parts / "meta.json").write_text("{}")
+    assert "half a run of other data" in said("--data", str(data), "--output", str(tmp_path / "new.jsonl"))
+
+
+def test_distillation_compares_teacher_and_students(
+    config: dict, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "distil"
+    words = [
+        "distil", "--teacher", str(model), "--student", config["model_name_or_path"], "--data", config["train_dataset"],
+        "--val", config["val_dataset"], "--output", str(out), "max_len=48", "epochs=1", "log_with=none", "batch_size=4",
+        "distilled.lr=1e-3", "labels.loss_type=point_ce",
+    ]  # fmt: skip
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    for name in ("random order", "BM25", "teacher", "student, labels", "student, distilled"):
+        assert name in table
+    assert "of the teacher's nDCG@10" in table
+    assert "95% interval" in table
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["student, distilled"]["parameters"] > 0
+    assert "lr: 0.001" in (out / "distilled" / "config.yaml").read_text()
+    assert "loss_type: point_ce" in (out / "labels" / "config.yaml").read_text()
+    # Again: nothing is done twice. Another student in the same folder: refused.
+    assert main(words) == 0
+    assert "scores the training data" not in capsys.readouterr().out
+    words[4] = str(model)
+    assert main(words) == 2
+    assert "other data or models" in capsys.readouterr().err
+    assert main([*words, "output_dir=x"]) == 2
+    assert "output_dir is set" in capsys.readouterr().err
