@@ -18,6 +18,7 @@ from rankery.errors import InputError
 from rankery.models.budget import computes_bf16
 
 DEFAULT_MAX_LEN = 512
+ALIGNED_BYTES = 64  # as torch's own allocations
 # What the families call their dropout.
 DROPOUT_NAMES = {
     "hidden": ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout"),
@@ -135,10 +136,14 @@ def four_bit(wanted: bool) -> dict[str, Any]:
 def placed(model: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
     """The model on its device, its weights in a precision (None: as they are); 4-bit weights keep theirs.
 
-    Buffers keep theirs too, as transformers loads them: rotary frequencies in bf16 put far tokens in wrong places.
+    Weights that a file maps into memory are copied out of it: how matrix products round depends on where in memory their
+    factors begin, so a resumed run would not be the uninterrupted one, bit for bit. Buffers keep theirs too, as transformers loads them: rotary frequencies in bf16 put far tokens in wrong places.
     """
     if dtype is not None and not getattr(model, "is_loaded_in_4bit", False):
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
+            parameter.data = parameter.data.clone()
     return model if device is None else model.to(device)
