@@ -209,7 +209,7 @@ def test_readme_commands_run(workplace: Path) -> None:
         for language, text in blocks("README.md")
         if not re.match(r"make|pip|accelerate", text) and "nohup" not in text
     ]
-    assert len(commands) == 6
+    assert len(commands) == 7
     printed = {}
     for language, text in commands:
         if language == "bash":
@@ -217,7 +217,7 @@ def test_readme_commands_run(workplace: Path) -> None:
         else:
             (workplace / "snippet.py").write_text(text, encoding="utf-8")
             printed[text] = run_block("python snippet.py", workplace).stdout
-    for name in ("training_bert", "graded", "three_epochs"):
+    for name in ("training_bert", "graded", "three_epochs", "distilled"):
         assert (workplace / "output" / name / "model" / "rankery.json").is_file()
     assert {path.name for path in (workplace / "output/evaluation").iterdir()} == {
         "metrics.json",
@@ -257,6 +257,22 @@ def test_commands_of_the_guides_run(workplace: Path) -> None:
     shutil.rmtree(workplace / "output")
     run_block("torchrun --nproc_per_node 2 train_reranker.py --config config/training_bert.yaml", workplace)
     assert (workplace / "output/training_bert/model/rankery.json").is_file()
+
+
+@pytest.mark.slow
+def test_distillation_example_runs(workplace: Path) -> None:
+    for language, text in blocks("examples/distill_llm_to_bert/README.md"):
+        (workplace / "snippet.py").write_text(text, encoding="utf-8")
+        run_block("python snippet.py" if language == "python" else text, workplace)
+    for name in (
+        "teacher_scores.jsonl",
+        "python_scores.jsonl",
+        "distilled/model/rankery.json",
+        "comparison/comparison.json",
+    ):
+        assert (workplace / "output" / name).is_file()
+    scored = (workplace / "output/teacher_scores.jsonl").read_bytes()
+    assert scored == (workplace / "output/python_scores.jsonl").read_bytes()
 
 
 @pytest.mark.slow

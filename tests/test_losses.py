@@ -245,6 +245,14 @@ def test_weighted_sum_divides_each_term_by_its_own_count() -> None:
     torch.testing.assert_close(objective(logits, targets, SIZES, (groups, sum(SIZES))), expected)
 
 
+def test_mean_over_a_data_set_is_that_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = sample("labels")
+    objective = Objective((("list_mle", 1.0, list_mle), ("point_ce", 0.2, point_ce)))
+    whole = float(objective(logits, targets, SIZES, objective.counts(targets, SIZES)))
+    monkeypatch.setattr("rankery.objective.GROUPS_AT_ONCE", 2)
+    assert objective.mean(logits, targets, SIZES) == pytest.approx(whole, rel=1e-5)
+
+
 def peer_model(logits: torch.Tensor) -> torch.nn.Module:
     """A CrossEncoder of the other library that gives the logits it is told: document "3" has the fourth."""
     from sentence_transformers import CrossEncoder

@@ -27,6 +27,7 @@ LOSSES: dict[str, Loss] = {
         losses.listwise_kl, losses.list_mle, losses.p_list_mle, losses.lambda_rank,
     )
 }  # fmt: skip
+GROUPS_AT_ONCE = 512  # of a whole data set: losses compare every two documents of a group
 POINTWISE = ("point_ce", "point_mse")
 # Names that others use for the same.
 ALIASES = {"pointwise_bce": "point_ce", "pointwise_mse": "point_mse", "listwise_softmax": "listwise_ce"}
@@ -64,6 +65,19 @@ class Objective:
         """Units of each term that it can learn from, by its name."""
         blank = torch.zeros(len(targets))
         return {name: int(loss(blank, targets, sizes)[1]) for name, _, loss in self.terms}
+
+    def mean(self, logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> float:
+        """The loss of a whole data set, some groups at a time: what one step over all of it would have."""
+        sums, counts = [0.0] * len(self.terms), [0] * len(self.terms)
+        for start in range(0, len(sizes), GROUPS_AT_ONCE):
+            some = list(sizes[start : start + GROUPS_AT_ONCE])
+            part, logits = logits[: sum(some)], logits[sum(some) :]
+            wanted, targets = targets[: sum(some)], targets[sum(some) :]
+            for index, (_, _, loss) in enumerate(self.terms):
+                total, count = loss(part, wanted, some)
+                sums[index], counts[index] = sums[index] + float(total), counts[index] + int(count)
+        weights = [weight for _, weight, _ in self.terms]
+        return sum(weight * total / max(1, count) for weight, total, count in zip(weights, sums, counts, strict=True))
 
     def __call__(
         self, logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], counts: Sequence[int]

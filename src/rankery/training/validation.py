@@ -81,7 +81,7 @@ def evaluate(
         by_query = np.argsort(query, kind="stable")
         sizes = np.bincount(query).tolist()
         targets = torch.from_numpy(data.targets(by_query))
-        loss = objective(logits[torch.from_numpy(by_query)], targets, sizes, objective.counts(targets, sizes))
+        loss = objective.mean(logits[torch.from_numpy(by_query)], targets, sizes)
         scores = (logits if logits.dim() == 1 else expected_grade(logits)).numpy()
         arrays = data.arrays
         pairs = EvaluationPairs(
@@ -95,6 +95,6 @@ def evaluate(
             seed=config.seed,
             relevant_above=config.relevant_above,
         )
-        return {"loss": float(loss), **metrics}
+        return {"loss": loss, **metrics}
 
     return engine.on_main(measure)

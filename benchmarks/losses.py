@@ -1,0 +1,137 @@
+"""Every loss against point_ce on labels alone, each at its own best learning rate (chosen on dev), equal epochs.
+
+    python benchmarks/losses.py wikiqa --data ../shared/data --scores FOLDER [--precision bf16] [--losses ...] [--seeds 1 2 3]
+    python benchmarks/losses.py qbqtc --data ../shared/data --base DIR --scores FOLDER
+
+The learning rate is chosen with the first seed by nDCG@10 on dev, then all seeds are trained at it and measured on test (qbqtc has no
+test split: a tenth of its training queries, taken out before, is its dev, and its dev file the test). FOLDER keeps the scores of each finished
+training, so hours of work can be stopped, or shared by processes. Prints a table, and each loss's difference from point_ce with
+its 95% interval (bootstrap over queries, seeds averaged).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality import score, tuned
+from train_speed import machine
+
+from rankery.data.records import LabelRange, QueryRecord, read_records
+from rankery.demo_data import base_model_path
+from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_query_metrics
+from rankery.evaluate.runs import pairs_of
+from rankery.objective import LOSSES, is_grouped
+
+RATES = (2e-5, 5e-5, 1e-4, 2e-4)
+TEACHERS_ONLY = ("pairwise_margin_mse",)  # learns margins, which labels do not have
+SHOWN = ("nDCG@10", "MAP")
+PAIRS_A_STEP, QUERIES_A_STEP = 32, 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with what training on it needs."""
+
+    name: str
+    train: Path
+    dev: Path
+    test: Path
+    labels: LabelRange
+    settings: dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=["wikiqa", "qbqtc"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/ and qbqtc/")
+    parser.add_argument("--scores", type=Path, required=True, help="folder that keeps the scores of finished trainings")
+    parser.add_argument("--base", type=Path, help="base model; default: the demo's")
+    parser.add_argument("--precision", default="no", choices=["no", "bf16"])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--losses", nargs="+", default=[name for name in LOSSES if name not in TEACHERS_ONLY])
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    arguments.scores.mkdir(parents=True, exist_ok=True)
+    task = (
+        wikiqa(arguments.data / "wikiqa")
+        if arguments.task == "wikiqa"
+        else qbqtc(arguments.data / "qbqtc", arguments.scores)
+    )
+    base = arguments.base or base_model_path()
+    print(machine(), flush=True)
+    values: dict[str, dict[str, np.ndarray]] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for loss in arguments.losses:
+
+        def ndcg(rate: float, loss: str = loss) -> float:
+            (tables,) = trained(task, loss, rate, arguments.seeds[:1], "dev", arguments, base)
+            return float(tables["nDCG@10"].mean())
+
+        on_dev = {rate: ndcg(rate) for rate in arguments.rates}
+        rate = max(on_dev, key=on_dev.__getitem__)
+        tables = trained(task, loss, rate, arguments.seeds, "test", arguments, base)
+        values[loss] = {key: np.mean([table[key] for table in tables], axis=0) for key in SHOWN}
+        rows[f"{loss}, lr {rate:g}"] = {key: float(column.mean()) for key, column in values[loss].items()}
+        print(f"{loss}: dev nDCG@10 " + ", ".join(f"{r:g}: {v:.4f}" for r, v in on_dev.items()), flush=True)
+    print(f"\n{task.name}, {arguments.epochs} epochs, seeds {arguments.seeds}, test\n{metrics_table(rows)}\n")
+    for loss in [loss for loss in values if loss != "point_ce" and "point_ce" in values]:
+        for key in SHOWN:
+            difference = values[loss][key] - values["point_ce"][key]
+            low, high = bootstrap_interval(difference, 0)
+            print(f"{loss} - point_ce: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
+
+
+def trained(
+    task: Task, loss: str, rate: float, seeds: list[int], split: str, arguments: argparse.Namespace, base: Path
+) -> list[dict[str, np.ndarray]]:
+    """Metrics of each query on a split, one table a seed; a training scores both splits, which are kept."""
+    tables = []
+    for seed in seeds:
+        label = f"{task.name} {loss} {rate:g} {arguments.epochs} {arguments.precision} {seed}"
+        files = {name: arguments.scores / f"{label} {name}.npy" for name in ("dev", "test")}
+        if not all(file.is_file() for file in files.values()):
+            batch = QUERIES_A_STEP if is_grouped(loss) else PAIRS_A_STEP
+            settings = {**task.settings, "loss_type": loss, "lr": rate, "batch_size": batch, "epochs": arguments.epochs}
+            with tempfile.TemporaryDirectory() as folder:
+                model = tuned(task.train, Path(folder) / "out", seed, arguments.precision, base, 0.0, **settings)
+                for name, file in files.items():
+                    np.save(file, score(model, held_out(task, name)))
+        records = held_out(task, split)
+        tables.append(per_query_metrics(pairs_of(records), np.load(files[split]), min_label=task.labels.min_label))
+    return tables
+
+
+def held_out(task: Task, split: str) -> list[QueryRecord]:
+    return list(read_records([getattr(task, split)], task.labels))
+
+
+def wikiqa(folder: Path) -> Task:
+    return Task("wikiqa", *(folder / f"{name}.jsonl" for name in ("train", "dev", "test")), LabelRange(), {})
+
+
+def qbqtc(folder: Path, kept: Path) -> Task:
+    """Every tenth training query is taken out to choose the learning rate by."""
+    lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    parts = {"dev": lines[::10], "train": [line for i, line in enumerate(lines) if i % 10]}
+    for name, part in parts.items():
+        (kept / f"qbqtc_{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    settings = {"max_len": 64, "max_label": 2}
+    return Task(
+        "qbqtc", kept / "qbqtc_train.jsonl", kept / "qbqtc_dev.jsonl", folder / "dev.jsonl", LabelRange(0, 2), settings
+    )
+
+
+if __name__ == "__main__":
+    main()
