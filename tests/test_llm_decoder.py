@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import FAMILIES, make_decoder, run_python, words
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.data.template import Prompt
+from rankery.models.contract import write_model_directory
 from rankery.models.opening import open_reranker
 from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import encode_pairs
@@ -161,6 +162,21 @@ def test_yes_no_is_the_language_models_own(tmp_path: Path, family: str, no_word:
     torch.testing.assert_close(
         LLMDecoder.from_pretrained(tmp_path / "saved").compute_score(PAIRS), expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tied_weights_are_kept_as_transformers_keeps_them(tmp_path: Path, family: str) -> None:
+    """The embedding, not the vocabulary head; of separate tensors too, as sharded engines gather and casts make them."""
+    reranker = LLMDecoder.from_pretrained(make_decoder(tmp_path / "base", family), **YES_NO)
+    reranker.save_pretrained(tmp_path / "shared")
+    apart = {name: tensor.clone() for name, tensor in reranker.model.state_dict().items()}
+    write_model_directory(tmp_path / "apart", reranker, apart, None)
+    reranker.model.save_pretrained(tmp_path / "theirs")
+    expected = load_file(tmp_path / "theirs" / "model.safetensors").keys()
+    for name in ("shared", "apart"):
+        assert load_file(tmp_path / name / "model.safetensors").keys() == expected
+        for auto in (AutoModel, AutoModelForCausalLM):
+            assert not auto.from_pretrained(tmp_path / name, output_loading_info=True)[1]["missing_keys"]
 
 
 def test_chinese_words_and_words_of_several_tokens(llama: Path) -> None:

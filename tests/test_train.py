@@ -405,13 +405,13 @@ def test_killed_within_a_save(config: dict, tmp_path: Path) -> None:
     words = [f"{key}={value}" for key, value in {**settings, "output_dir": cut}.items()]
     code = (
         "import os, signal, sys\n"
-        "from rankery.models import contract\n"
-        "original = contract.sync\n"
+        "from rankery.models import folders\n"
+        "original = folders.sync\n"
         "def sync(folder):\n"
         "    if folder.name.startswith('.tmp-checkpoint_6'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    original(folder)\n"
-        "contract.sync = sync\n"
+        "folders.sync = sync\n"
         "from rankery.cli import main\n"
         "main(['train', *sys.argv[1:]])"
     )

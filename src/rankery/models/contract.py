@@ -1,7 +1,6 @@
 """A saved model directory is a contract: `rankery.json` says how it scores, and holds golden scores to prove it.
 
-Contract of the contract: the directory is a plain Hugging Face sequence-classification directory (safetensors), written
-aside, synced and renamed, so that nobody reads half of one; golden logits are computed from the directory as written, in
+Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; golden logits are computed from the directory as written, in
 fp32; each dtype's tolerance is measured at that moment. Loading compares. Cost: eight short probes. Rejected: hashes of the
 files, which say that bytes are the same but not that scores are.
 """
@@ -9,11 +8,6 @@ files, which say that bytes are the same but not that scores are.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +16,7 @@ import torch
 
 from rankery.data.template import PairTemplate
 from rankery.errors import InputError
+from rankery.models.folders import written_aside
 from rankery.models.lora import has_adapters, save_adapters
 
 if TYPE_CHECKING:
@@ -173,30 +168,6 @@ def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, tor
         _write_files(aside, reranker, state, card)
 
 
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which then takes the place of `folder` as a whole; nothing is left after an error.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        aside = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
-        try:
-            os.chmod(aside, 0o755)
-            yield aside
-            sync(aside)
-            replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: could not be saved: {error}; what was saved before is whole: make room, then go on with resume=true"
-        ) from error
-
-
 def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:
     model, tokenizer = reranker.model, deepcopy(reranker.tokenizer)
     tokenizer.model_max_length = reranker.template.max_len
@@ -224,8 +195,17 @@ def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.T
     config.pad_token_id = reranker.template.pad_token_id
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the name that sharding gives the class
     config.dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    _save_weights(aside, state)
+    tied = tied_weights(model)
+    _save_weights(aside, {name: tensor for name, tensor in state.items() if tied.get(name) not in state})
     config.save_pretrained(aside)
+
+
+def tied_weights(model: Any) -> dict[str, str]:
+    """Weights that are others under a second name: the name that transformers leaves out of a directory -> the one it keeps.
+
+    By name, since gathered and cast states hold them twice, and of tensors that share memory a choice would be made by chance.
+    """
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -279,27 +259,3 @@ def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, f
 def is_remote_code(model: Any) -> bool:
     """Whether the model's class came with its checkpoint."""
     return any(cls.__module__.startswith("transformers_modules.") for cls in type(model).__mro__)
-
-
-def sync(folder: Path) -> None:
-    """Flushes every file and folder below to the disk, so that a rename never shows unwritten bytes."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def replace(aside: Path, folder: Path) -> None:
-    """Renames `aside` to `folder`; what was there is moved away first and deleted after."""
-    old = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)

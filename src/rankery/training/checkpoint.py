@@ -26,7 +26,8 @@ import torch
 
 from rankery.config import RESUME_FREE, TrainConfig, dump_config, load_config
 from rankery.errors import InputError
-from rankery.models.contract import CONTRACT_FILE, foreign_files, written_aside
+from rankery.models.contract import CONTRACT_FILE, foreign_files
+from rankery.models.folders import written_aside
 
 if TYPE_CHECKING:
     from rankery.training.engine import Engine

@@ -14,8 +14,8 @@ import torch
 
 from rankery.data.collate import Work
 from rankery.models.card import model_card
-from rankery.models.contract import replace as replace_folder
 from rankery.models.contract import write_model_directory
+from rankery.models.folders import replace as replace_folder
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
