@@ -425,6 +425,56 @@ def test_killed_within_a_save(config: dict, tmp_path: Path) -> None:
     assert not list(cut.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
+def test_killed_while_the_final_model_is_written(config: dict, tmp_path: Path) -> None:
+    """SIGKILL before and after each renaming of a model: the resumed run ends with the best model, in save_dtype."""
+    settings = {**config, "save_dtype": "bf16", "best_metric": "loss", "lr": 3e-2, "warmup_proportion": 0, "epochs": 3}
+    whole = train(settings, output_dir=str(tmp_path / "whole")).parent
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "rename, seen = Path.rename, 0\n"
+        "def deadly(self, target):\n"
+        "    global seen\n"
+        "    final = target.parent.name == 'out' and target.name.startswith(('model', '.old-model'))\n"
+        "    for done in (False, True):\n"
+        "        result = rename(self, target) if done else None\n"
+        "        seen += final\n"
+        "        if final and seen == int(sys.argv[1]):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return result\n"
+        "Path.rename = deadly\n"
+        "from rankery.cli import main\n"
+        "sys.exit(main(['train', *sys.argv[2:]]))"
+    )
+    resume = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:], 'resume=true']))"
+    for moment in range(1, 9):
+        cut = tmp_path / str(moment) / "out"
+        words = [f"{key}={value}" for key, value in {**settings, "output_dir": cut}.items()]
+        if run_python(code, str(moment), *words).returncode == 0:
+            break
+        done = run_python(resume, *words)
+        assert done.returncode == 0, done.stderr
+        assert_equal_runs(whole, cut)
+        assert re.search(r"model \((the best by loss, of step \d+|finished before)\)", done.stdout)
+        assert not list(cut.rglob(".*-model*"))
+        assert not list(cut.rglob("best_*"))
+    assert moment > 2
+
+
+def test_a_lost_best_model_is_said(config: dict, capsys: pytest.CaptureFixture) -> None:
+    folder = train(config, lr=3e-2, best_metric="loss", warmup_proportion=0, epochs=3, save_dtype="bf16").parent
+    shutil.rmtree(folder / "model")
+    train(config, lr=3e-2, best_metric="loss", warmup_proportion=0, epochs=3, save_dtype="bf16", resume=True)
+    said = capsys.readouterr().out
+    assert "is gone; the last model is saved instead" in said
+    assert "model (of the last step, 18)" in said
+    (folder / "model").rename(folder / ".old-model-1")
+    train(config, lr=3e-2, best_metric="loss", warmup_proportion=0, epochs=3, save_dtype="bf16", resume=True)
+    assert "model (finished before)" in capsys.readouterr().out
+    assert not list(folder.glob(".*"))
+
+
 def test_what_is_said_at_the_start_and_after_an_epoch(
     config: dict, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -477,6 +527,30 @@ def test_card_shows_three_lines_that_run(config: dict) -> None:
     assert done.returncode == 0, done.stderr
     assert "one document" in done.stdout
     assert "another document" in done.stdout
+
+
+def test_best_models_do_not_pile_up(config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept are the newest and the one that the newest checkpoint names, which a resumed run finds."""
+    settings = {**config, "best_metric": "loss", "save_on_epoch_end": False, "save_steps": 5, "eval_steps": 1}
+    seen = []
+    original = loop.train_step
+
+    def watched(run, number, batches):
+        seen.append(sorted(path.name for path in (run.folder / "checkpoints").glob("best_*")))
+        if number == 9:
+            raise KeyboardInterrupt
+        return original(run, number, batches)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    assert max(map(len, seen)) == 2
+    folder = Path(config["output_dir"]) / "checkpoints"
+    named = json.loads((folder / "checkpoint_5" / "state.json").read_text())["best_step"]
+    assert f"best_{named}" in seen[-1]
+    monkeypatch.setattr(loop, "train_step", original)
+    train(settings, resume=True)
+    assert not list(folder.glob("best_*"))
 
 
 def test_gradient_checkpointing_changes_nothing(config: dict, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     output_dir/run.json, config.yaml, metrics.jsonl, tensorboard/
     output_dir/checkpoints/checkpoint_N/{model/, optimizer-P-of-N.safetensors, state.json}
-    output_dir/checkpoints/best_N/      the best model so far
+    output_dir/checkpoints/best_N/      the best model so far, and the one that the newest checkpoint names
+    output_dir/checkpoints/last_N/      the last model, for as long as the final one is made of it
     output_dir/model/                   appears when the run is done
 
 Contract: checkpoints are written aside, synced, renamed; state.json lists every file with size and CRC-32, so that damage is
@@ -18,7 +19,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ RUN_FILE, CONFIG_FILE, STATE_FILE = "run.json", "config.yaml", "state.json"
 BUDGET_FILE = "token_budget"
 OURS = ("metrics.jsonl", "tensorboard", "wandb", "checkpoints", "model", CONFIG_FILE, RUN_FILE)  # who owns it: last
 LEFTOVER = re.compile(
-    r"\.(tmp|old)-(checkpoint_\d+|best_\d+|model|config\.yaml|run\.json|token_budget|optimizer)(-.*)?"
+    r"\.(tmp|old)-(checkpoint_\d+|best_\d+|last_\d+|model|config\.yaml|run\.json|token_budget|optimizer)(-.*)?"
 )
 
 
@@ -115,6 +116,7 @@ def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, An
     run_file = folder / RUN_FILE
     if config.resume and run_file.is_file():
         run = json.loads(run_file.read_text())
+        _restore_model(folder)
         if run["data"] != data_keys:
             raise InputError(
                 f"resume: the data changed since {folder} was started; expected the same files and tokenizer"
@@ -137,9 +139,16 @@ def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, An
     return run
 
 
+def _restore_model(folder: Path) -> None:
+    """Gives a final model its name back that a killed run had moved away to put another in its place."""
+    moved = [path for path in folder.glob(".old-model-*") if (path / CONTRACT_FILE).is_file()]
+    if moved and not (folder / "model").exists():
+        moved[0].rename(folder / "model")
+
+
 def _remove_run(folder: Path) -> None:
     """Removes what a run wrote; in checkpoints/ other things stay."""
-    for path in [path for kind in ("checkpoint", "best") for _, path in numbered(folder, kind)]:
+    for path in [path for kind in ("checkpoint", "best", "last") for _, path in numbered(folder, kind)]:
         remove(path)
     (folder / "checkpoints" / BUDGET_FILE).unlink(missing_ok=True)
     for path in (folder / name for name in OURS if name != "checkpoints"):
@@ -212,6 +221,23 @@ def write_checkpoint(folder: Path, state: dict[str, Any], write_model: Callable[
     # Later ones are damaged leftovers of an earlier attempt: they do not count.
     for _, old in [entry for entry in numbered(folder, "checkpoint") if entry[0] <= state["step"]][:-keep]:
         remove(old)
+
+
+def prune(folder: Path, kind: str, keep: Collection[int] = ()) -> None:
+    """Removes the `kind`_N folders but for the steps in `keep`."""
+    for step, path in numbered(folder, kind):
+        if step not in keep:
+            remove(path)
+
+
+def named_best(folder: Path) -> set[int]:
+    """The step of the best model that the newest checkpoint names; empty where there is none."""
+    for _, path in numbered(folder, "checkpoint")[-1:]:
+        try:
+            return {int(json.loads((path / STATE_FILE).read_text())["best_step"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # damaged: a resumption goes on from an older one, and says so where its best model is gone
+    return set()
 
 
 def remove(path: Path) -> None:

@@ -127,6 +127,10 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     if state["best"] is None or value > state["best"]:
         state.update(best=value, best_step=state["step"], worse_evaluations=0)
         _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
+        # A run that is killed now goes on from the newest checkpoint, with the best model that this one names.
+        run.engine.on_main(
+            lambda: checkpoint.prune(run.folder, "best", {state["step"], *checkpoint.named_best(run.folder)})
+        )
     else:
         state["worse_evaluations"] += 1
 
@@ -152,9 +156,7 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
             run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),
             run.config.num_max_checkpoints,
         )  # fmt: skip
-        for step, path in checkpoint.numbered(run.folder, "best"):
-            if step != state["best_step"]:
-                checkpoint.remove(path)
+        checkpoint.prune(run.folder, "best", {state["best_step"]})
 
     engine.on_main(write)
 
@@ -168,37 +170,41 @@ def _drop_future_best(run: Run, step: int) -> None:
 
 
 def _finish(run: Run, state: dict[str, Any]) -> Path:
-    """Puts the best or last model into output_dir/model, its adapters merged and its weights in save_dtype."""
-    target = run.folder / "model"
-    best = run.folder / "checkpoints" / f"best_{state['best_step']}"
-    if run.engine.on_main(best.is_dir):
-        run.engine.on_main(lambda: replace_folder(best, target))
-    elif not run.engine.on_main(target.is_dir):
+    """Puts the best or last model into output_dir/model, its adapters merged and its weights in save_dtype.
+
+    The folder appears whole, and what it is made of goes only then: a run that is killed here finishes when it is resumed.
+    """
+    target, checkpoints = run.folder / "model", run.folder / "checkpoints"
+    source, which = checkpoints / f"best_{state['best_step']}", f"the best by {_best_metric(run)}, of step"
+    if not run.engine.on_main(source.is_dir):
+        if run.engine.on_main(target.is_dir):
+            run.say(f"model (finished before): {target}")
+            return target
         if state["best_step"]:
-            run.say(f"note: {best} is gone; the last model is saved instead")
-        _write_model(run, state, target)
-    run.engine.on_main(lambda: _finish_weights(run, target))
-    which = (
-        f"the best by {_best_metric(run)}, of step {state['best_step']}" if state["best_step"] else "of the last step"
-    )
-    run.say(f"model ({which}): {target}")
+            run.say(f"note: {source} is gone; the last model is saved instead")
+        source, which = checkpoints / f"last_{state['step']}", "of the last step,"
+        _write_model(run, state, source)
+    run.engine.on_main(lambda: _write_final(run, source, target))
+    run.say(f"model ({which} {source.name.split('_')[1]}): {target}")
     return target
 
 
-def _finish_weights(run: Run, folder: Path) -> None:
-    """Merges adapters and casts weights as the configuration says; a folder that is as it should be stays."""
+def _write_final(run: Run, source: Path, target: Path) -> None:
+    """The final model from a folder of the run's weights: as it is, or merged and cast as the configuration says."""
     dtype, adapted = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model)
-    if not (adapted and run.config.lora_merge) and (adapted or dtype == torch.float32):
-        return
-    reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
-        folder, device="cpu", dtype=torch.float32, trust_remote_code=run.config.trust_remote_code,
-        cache_dir=run.config.cache_dir,
-    )  # fmt: skip
-    if has_adapters(reranker.model):
-        merge_adapters(reranker.model)
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in reranker.model.state_dict().items()
-    }
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    write_model_directory(folder, reranker, weights, card)
+    if (adapted and not run.config.lora_merge) or (not adapted and dtype == torch.float32):
+        replace_folder(source, target)
+    else:
+        reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
+            source, device="cpu", dtype=torch.float32, trust_remote_code=run.config.trust_remote_code,
+            cache_dir=run.config.cache_dir,
+        )  # fmt: skip
+        if has_adapters(reranker.model):
+            merge_adapters(reranker.model)
+        weights = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in reranker.model.state_dict().items()
+        }
+        write_model_directory(target, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
+    checkpoint.prune(run.folder, "last")
+    checkpoint.prune(run.folder, "best")
