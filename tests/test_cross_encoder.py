@@ -13,7 +13,7 @@ from conftest import WORDS, make_bert, run_python, words
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rankery import CrossEncoder, InputError
+from rankery import CrossEncoder, InputError, LLMDecoder
 from rankery.models.budget import keep_large_blocks
 from rankery.models.reranker import expected_grade
 
@@ -260,3 +260,28 @@ def test_code_that_came_with_a_checkpoint(bert: Path, tmp_path: Path) -> None:
     reranker.save_pretrained(tmp_path / "again")
     again = CrossEncoder.from_pretrained(tmp_path / "again", trust_remote_code=True)
     torch.testing.assert_close(again.compute_score(PAIRS), reranker.compute_score(PAIRS))
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_base_without_some_of_its_weights(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """transformers would make them up; of a base, only a head and a pooler may be new."""
+    folder = tmp_path / kind
+    shutil.copytree(request.getfixturevalue(kind), folder)
+    state = load_file(folder / "model.safetensors")
+    cls = CrossEncoder if kind == "bert" else LLMDecoder
+    save_file({k: v for k, v in state.items() if "pooler" not in k}, folder / "model.safetensors", {"format": "pt"})
+    cls.from_pretrained(folder)
+    save_file({k: v for k, v in state.items() if "layer" not in k}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"weights of a \w+ are not in its files \(\w+\..*layers?\.0.*, \.\.\.\)"):
+        cls.from_pretrained(folder)
+
+
+def test_a_head_with_another_number_of_labels(saved: Path, tmp_path: Path) -> None:
+    folder = copied(saved, tmp_path)
+    (folder / "rankery.json").unlink()
+    with pytest.raises(InputError, match="whose head gives 1 logits, but num_labels is 3; set num_labels to 1"):
+        CrossEncoder.from_pretrained(folder, 3)
+    state = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in state.items() if "classifier" not in k}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"are not in its files \(classifier"):
+        CrossEncoder.from_pretrained(folder)

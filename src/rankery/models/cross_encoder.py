@@ -19,9 +19,12 @@ from rankery.models.loading import (
     check_tokenizer,
     choose_device,
     choose_dtype,
+    choose_labels,
     choose_max_len,
     four_bit,
+    has_classifier,
     loading,
+    new_weights,
     placed,
     set_dropout,
 )
@@ -131,14 +134,13 @@ def _load(
     base, base_hub = base_and_hub(name, hub)
     with loading(base):
         config = AutoConfig.from_pretrained(base, **base_hub)
-        is_reranker = any("ForSequenceClassification" in kind for kind in config.architectures or [])
-        config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
+        config.num_labels = choose_labels(base, config, num_labels)
         set_dropout(config, hidden_dropout, attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             base, config=config, dtype=torch.float32, output_loading_info=True, **base_hub, **quantized
         )
-        model.new_weights = frozenset(report["missing_keys"])
+        model.new_weights = new_weights(base, model, report["missing_keys"], has_classifier(config))
         if base != name:
             load_adapters(model, Path(name))
     check_tokenizer(name, tokenizer, config)

@@ -24,9 +24,12 @@ from rankery.models.loading import (
     check_tokenizer,
     choose_device,
     choose_dtype,
+    choose_labels,
     choose_max_len,
     four_bit,
+    has_classifier,
     loading,
+    new_weights,
     placed,
     set_dropout,
 )
@@ -244,19 +247,19 @@ def _load(
         is_reranker = False
     else:
         config = AutoConfig.from_pretrained(name, **hub)
-        is_reranker = any("ForSequenceClassification" in kind for kind in config.architectures or [])
+        is_reranker = has_classifier(config)
         if is_reranker and head == "yes_no":
             raise InputError(
                 f"model_name_or_path is {name!r}, a classification model; a yes_no head wants a language model"
             )
         set_dropout(config, *dropout)
         if head == "score":
-            config.num_labels = num_labels or (config.num_labels if is_reranker else 1)
+            config.num_labels = choose_labels(name, config, num_labels)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model, report = _auto_class(head).from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, **hub, **quantized
         )
-        model.new_weights = frozenset(report["missing_keys"])
+        model.new_weights = new_weights(name, model, report["missing_keys"], is_reranker or head == "yes_no")
     if head == "score":
         if not isinstance(getattr(model, "score", None), torch.nn.Linear):
             raise InputError(f"model_name_or_path is {name!r}, a {type(model).__name__}; expected an LLM decoder")

@@ -7,7 +7,7 @@ warnings (a new head is a missing weight to it) stay silent.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -62,6 +62,48 @@ def check_tokenizer(name: str, tokenizer: Any, config: Any) -> None:
         raise InputError(
             f"model_name_or_path is {name!r}; its tokenizer has {known} tokens, the model {expected}: tokenizer.json is missing"
         )
+
+
+def has_classifier(config: Any) -> bool:
+    """Whether a checkpoint says that it holds a classification head."""
+    return any("ForSequenceClassification" in kind for kind in config.architectures or [])
+
+
+def choose_labels(name: str, config: Any, wanted: int | None) -> int:
+    """Logits of the head: what is asked for, which a head that is there must have; else as saved, 1 for a base model.
+
+    Raises:
+        InputError: shows both.
+    """
+    if not has_classifier(config):
+        return wanted or 1
+    if wanted not in (None, config.num_labels):
+        raise InputError(
+            f"model_name_or_path is {name!r}, whose head gives {config.num_labels} logits, but num_labels is {wanted}; set "
+            f"num_labels to {config.num_labels}, or start from a base model without a head"
+        )
+    return int(config.num_labels)
+
+
+def new_weights(name: str, model: Any, missing: Collection[str], has_head: bool) -> frozenset[str]:
+    """The weights that a checkpoint did not hold: those of a head, unless it `has_head`, and a pooler's.
+
+    Raises:
+        InputError: others, which transformers would leave random.
+    """
+    known, inside = dict(model.named_parameters()), f"{model.base_model_prefix}."
+    lost = [
+        key
+        for key in sorted(missing)
+        if key in known and (has_head or (key.startswith(inside) and "pooler" not in key))
+    ]
+    if lost:
+        named = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        raise InputError(
+            f"model_name_or_path is {name!r}; {len(lost)} of the {len(known)} weights of a {type(model).__name__} are not in its "
+            f"files ({named}) and would be random: expected the whole model, as its config.json describes it"
+        )
+    return frozenset(missing)
 
 
 def set_dropout(config: Any, hidden: float | None, attention: float | None) -> None:

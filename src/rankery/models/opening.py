@@ -8,7 +8,7 @@ from typing import Any
 
 from rankery.errors import InputError
 from rankery.models.contract import read_contract
-from rankery.models.loading import loading
+from rankery.models.loading import has_classifier, loading
 from rankery.models.reranker import Reranker
 
 
@@ -60,5 +60,4 @@ def _decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
     kind = config.model_type
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return False, None
-    classifies = any("ForSequenceClassification" in name for name in config.architectures or [])
-    return True, "score" if classifies else "yes_no"
+    return True, "score" if has_classifier(config) else "yes_no"
