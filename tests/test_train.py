@@ -89,6 +89,20 @@ def test_resumed_run_is_the_uninterrupted_run(
     assert_equal_runs(whole, cut)
 
 
+def test_resumed_run_of_plain_sgd(config: dict, tmp_path: Path) -> None:
+    """Which keeps no state, so that its checkpoints have no file for one."""
+    settings = {**config, "optimizer": "sgd", "lr": 0.05}
+    whole = train(settings).parent
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    for path in [*(cut / "checkpoints").glob("*_12"), *(cut / "checkpoints").glob("best_*")]:
+        shutil.rmtree(path)
+    shutil.copytree(cut / "checkpoints" / "checkpoint_6" / "model", cut / "checkpoints" / "best_6")
+    train(settings, output_dir=str(cut), resume=True)
+    assert_equal_runs(whole, cut)
+
+
 def test_killed_at_random_moments_ends_as_uninterrupted(config: dict, tmp_path: Path) -> None:
     """SIGKILL, during saves too: the resumed run saves every step, so most moments are within one."""
     settings = {**config, "save_steps": 1, "epochs": 4, "output_dir": str(tmp_path / "whole")}

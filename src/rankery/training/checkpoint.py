@@ -297,4 +297,5 @@ def load_optimizer(path: Path, state: dict[str, Any], engine: Engine) -> dict[st
             shared=True,
         )
     process = engine.process if parts else 0
-    return load_file(path / f"optimizer-{process + 1:05d}-of-{was[1]:05d}.safetensors")
+    name = f"optimizer-{process + 1:05d}-of-{was[1]:05d}.safetensors"
+    return load_file(path / name) if name in state["files"] else {}  # plain SGD keeps nothing
