@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, launch
+from conftest import ROOT, launch, run_python
 
 from rankery.cli import main
 from rankery.launcher import COMMON, ENGINES
@@ -63,6 +63,19 @@ def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("rankery.training.launch.find_spec", lambda name: None)
     (problem,) = launch_problems("no", 0, 1, 1.0)
     assert "which is not installed: pip install 'rankery[deepspeed]'" in problem
+
+
+def test_deepspeed_that_is_not_installed_is_said_before_the_launch(config: dict) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['deepspeed'] = None\n"
+        "from rankery.cli import main\n"
+        "sys.exit(main(['train', '--processes', '2', '--engine', 'zero1', *sys.argv[1:]]))"
+    )
+    done = run_python(code, *(f"{key}={value}" for key, value in config.items()))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --engine is zero1, but DeepSpeed is not installed: pip install")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_deepspeed_files_that_decide_what_the_configuration_decides(

@@ -11,8 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from rankery.errors import InputError
 
 COMMON = {
     "compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, "main_training_function": "main",
@@ -42,9 +45,17 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 def launch(processes: int, engine: str, words: Sequence[str]) -> int:
-    """Runs `rankery` with `words` in several processes of this machine; returns the exit status."""
+    """Runs `rankery` with `words` in several processes of this machine; returns the exit status.
+
+    Raises:
+        InputError: DeepSpeed is asked for and not installed, which accelerate would say in a traceback.
+    """
     import yaml
 
+    if engine.startswith("zero") and find_spec("deepspeed") is None:
+        raise InputError(
+            f"--engine is {engine}, but DeepSpeed is not installed: pip install 'rankery[deepspeed]', or use --engine ddp or fsdp"
+        )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "launch.yaml"
         file.write_text(yaml.safe_dump({**COMMON, **ENGINES[engine], "num_processes": processes}))
