@@ -54,6 +54,16 @@ def test_a_launcher_within_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert main(["train", "--processes", "0"]) == 2
 
 
+def test_bad_keys_are_said_once_and_launch_nothing(config: dict) -> None:
+    words = [f"{key}={value}" for key, value in {**config, "learning_rate": 1}.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "rankery.cli", "train", "--processes", "2", *words],
+        capture_output=True, text=True, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: command line: unknown key learning_rate; did you mean lr?\n"
+
+
 def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")

@@ -140,7 +140,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from rankery.config import parse_overrides
+    from rankery.config import load_config, parse_overrides
 
     if arguments.processes < 1:
         raise InputError(f"--processes is {arguments.processes}; expected at least 1")
@@ -148,6 +148,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if (arguments.processes > 1 or arguments.engine) and launched:
         raise InputError("--processes and --engine start a launcher, but a launcher runs this already; leave them out")
     if arguments.processes > 1 or arguments.engine:
+        load_config(
+            arguments.config, parse_overrides(arguments.overrides)
+        )  # what is wrong is said once, by no launcher
         words = ["--config", arguments.config] if arguments.config else []
         return launch(arguments.processes, arguments.engine or "ddp", ["train", *words, *arguments.overrides])
     from rankery.training.engine import leave
