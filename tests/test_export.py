@@ -48,6 +48,8 @@ def test_what_a_head_cannot_hold_is_refused(tmp_path: Path, llama: Path, capsys:
     assert not (tmp_path / "out").exists()
     assert main(["export", "--model", str(llama), "--to", "seq-cls", "--output", str(tmp_path / "out")]) == 2
     assert "nothing says how it is asked; name its preset with --prompt" in capsys.readouterr().err
+    assert main(["export", "--model", str(llama), "--to", "seq-cls", "--output", f"{llama}/."]) == 2
+    assert "the model itself, which stays as it is: choose another folder" in capsys.readouterr().err
     biased = LLMDecoder.from_pretrained(llama, **asked)
     biased.scorer.vocabulary.bias = torch.nn.Parameter(torch.zeros(biased.model.config.vocab_size))
     with pytest.raises(InputError, match="vocabulary head has a bias"):

@@ -62,6 +62,8 @@ def export(source: str | Path, target: str | Path, prompt: str | None = None) ->
     """
     from rankery.models.opening import open_reranker
 
+    if Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
+        raise InputError(f"--output is {target}, the model itself, which stays as it is: choose another folder")
     if prompt is None and read_contract(Path(source)) is None:
         raise InputError(
             f"{source}: nothing says how it is asked; name its preset with --prompt, or save it with rankery (save_pretrained) first"
