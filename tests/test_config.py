@@ -64,6 +64,20 @@ def test_all_problems_at_once_with_lines(tmp_path: Path) -> None:
             {"model_type": "llm_decoder", "head": "yes_no", "num_labels": 2, "max_label": 1},
             "a yes_no head gives one score",
         ),
+        (
+            {
+                "model_type": "llm_decoder",
+                "prompt": "qwen3-reranker",
+                "head": "score",
+                "seq": "",
+                "query_format": "q: {}",
+            },
+            "prompt is qwen3-reranker, which sets query_format, seq, head too; leave them empty, or leave prompt out",
+        ),
+        (
+            {"lora_rank": 8, "lora_merge": False, "save_dtype": "bf16"},
+            "save_dtype is bf16, but lora_merge is false, and adapters are saved in fp32",
+        ),
         ({"lora_alpha": 8}, "lora_alpha is 8, but lora_rank is empty"),
         ({"num_labels": 3}, "num_labels is 3"),
         ({"num_labels": 2, "loss_type": "point_mse"}, "with loss_type point_mse"),

@@ -228,6 +228,9 @@ def test_bad_prompts(llama: Path, bert: Path) -> None:
         LLMDecoder.from_pretrained(llama, query_format="query")
     with pytest.raises(InputError, match="prompt is 'qwen9'; expected one of qwen3-reranker, bge-reranker-v2-gemma"):
         LLMDecoder.from_pretrained(llama, prompt="qwen9")
+    for head in (None, "score"):
+        with pytest.raises(InputError, match=r"yes_word is 'y', but head is not yes_no; set head to yes_no, or leave"):
+            LLMDecoder.from_pretrained(llama, head=head, yes_word="y")
     with pytest.raises(InputError, match="the prompt has no place for one"):
         LLMDecoder.from_pretrained(llama, prompt="bge-reranker-v2-gemma", instruction="find it")
     with pytest.raises(InputError, match="expected an LLM decoder"):

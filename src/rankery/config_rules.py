@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankery.config import TrainConfig
 
 DECODER_KEYS = ("seq", "special_token", "prefix", "head", "yes_word", "no_word", "prompt", "instruction")
+PRESET_KEYS = ("query_format", "document_format", "seq", "special_token", "prefix", "yes_word", "no_word")
 
 
 def contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:
@@ -46,6 +47,13 @@ def contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple
         value = getattr(config, key)
         if value and config.prompt is None and config.head != "yes_no":
             problem((key, "head"), f"{key} is {value!r}, but head is not yes_no; set head to yes_no, or leave it empty")
+    _preset_problems(config, problem)
+    if config.lora_rank is not None and not config.lora_merge and config.save_dtype != "fp32":
+        problem(
+            ("save_dtype", "lora_merge"),
+            f"save_dtype is {config.save_dtype}, but lora_merge is false, and adapters are saved in fp32; set lora_merge to true, "
+            "or leave save_dtype out",
+        )
     for key in ("lora_alpha", "lora_dropout", "lora_target_modules"):
         if config.lora_rank is None and getattr(config, key) != type(config).model_fields[key].default:
             problem((key, "lora_rank"), f"{key} is {getattr(config, key)!r}, but lora_rank is empty; set it too")
@@ -91,6 +99,18 @@ def contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple
         except re.error as error:
             problem(("lr_groups",), f"lr_groups key {pattern!r} is no regular expression: {error}")
     return found
+
+
+def _preset_problems(config: TrainConfig, problem: Callable[[tuple[str, ...], str], None]) -> None:
+    """Keys that are set beside a preset, which would no longer ask as its models were trained to be asked."""
+    own = [key for key in PRESET_KEYS if getattr(config, key) is not None]
+    own += ["head"] if config.head == "score" else []
+    if config.prompt is not None and own:
+        problem(
+            ("prompt", *own),
+            f"prompt is {config.prompt}, which sets {', '.join(own)} too; leave {'them' if own[1:] else 'it'} empty, or leave "
+            "prompt out",
+        )
 
 
 def _loss_problems(config: TrainConfig, problem: Callable[[tuple[str, ...], str], None]) -> None:

@@ -80,7 +80,7 @@ def resolve_prompt(
         saved: a contract's settings; empty: none.
 
     Raises:
-        InputError: no such preset, or an instruction without a place for it.
+        InputError: no such preset, an instruction without a place for it, or words that no head reads.
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"prompt is {preset!r}; expected one of {', '.join(PRESETS)}, or none")
@@ -98,6 +98,9 @@ def resolve_prompt(
     prompt, reading = replace(base.prompt, query_format=query_format), replace(base.reading, head=head)
     if head == "score":
         reading = Reading()
+        words = [f"{name} is {given[name]!r}" for name in ("yes_word", "no_word") if given.get(name)]
+        if words:
+            raise InputError(f"{', '.join(words)}, but head is not yes_no; set head to yes_no, or leave the words out")
 
     def chosen(name: str, default: str) -> str:
         value = given.get(name)
