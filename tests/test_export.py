@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def test_exported_model_scores_alike(tmp_path: Path, family: str, no_word: str) 
     ids = torch.tensor(encode_pairs(PAIRS[:1], exported.tokenizer, exported.template)[0][0])[None]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits[0], exported.compute_score(PAIRS[:1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["granite", "cohere", "mamba"])
+def test_families_without_a_classification_class(tmp_path: Path, family: str, capsys: pytest.CaptureFixture) -> None:
+    base = make_decoder(tmp_path / "base", family)
+    reranker = LLMDecoder.from_pretrained(base, head="yes_no", yes_word="y", no_word="n")
+    reranker.save_pretrained(tmp_path / "asked")
+    words = ["export", "--model", str(tmp_path / "asked"), "--to", "seq-cls", "--output", str(tmp_path / "out")]
+    assert main(words) == 2
+    message = f"transformers has no sequence-classification class for its family ({family})"
+    assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match=re.escape(message)):
+        LLMDecoder.from_pretrained(base)
 
 
 def test_what_a_head_cannot_hold_is_refused(tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,6 +14,7 @@ import torch
 from rankery.errors import InputError
 from rankery.models.contract import PROBES, read_contract
 from rankery.models.llm_decoder import LLMDecoder
+from rankery.models.loading import check_family
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.prompts import Reading
 from rankery.models.scorer import YesNoScorer, logit_factor
@@ -45,11 +46,15 @@ def to_sequence_classification(reranker: LLMDecoder) -> LLMDecoder:
             "the model's vocabulary head has a bias, which a classification head of this family has no place for: use the model "
             "as it is"
         )
+    check_family("the model", config)
     config.num_labels = 1
     model = AutoModelForSequenceClassification.from_config(config).to(torch.float32)
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        raise InputError(f"the head of a {type(model).__name__} is no single linear layer: use the model as it is")
     model.base_model.load_state_dict(reranker.model.base_model.state_dict())
     yes, *no = vocabulary.weight.detach().float()[vocabulary.rows]
     with torch.no_grad():
+        # The factor is MiniCPM3's, whose family has both scaled logits and a classification head.
         model.score.weight.copy_(((yes - no[0] if no else yes) * logit_factor(config))[None])
     return LLMDecoder(model, reranker.tokenizer, reranker.template, reranker.labels, reranker.prompt, Reading())
 

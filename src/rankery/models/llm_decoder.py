@@ -21,6 +21,7 @@ from rankery.errors import InputError
 from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
 from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
+    check_family,
     check_tokenizer,
     choose_device,
     choose_dtype,
@@ -254,6 +255,7 @@ def _load(
             )
         set_dropout(config, *dropout)
         if head == "score":
+            check_family(name, config)
             config.num_labels = choose_labels(name, config, num_labels)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model, report = _auto_class(head).from_pretrained(

@@ -69,6 +69,22 @@ def has_classifier(config: Any) -> bool:
     return any("ForSequenceClassification" in kind for kind in config.architectures or [])
 
 
+def check_family(name: str, config: Any) -> None:
+    """A score head wants a sequence-classification class of the model's family.
+
+    Raises:
+        InputError: transformers has none (Granite, Cohere, Mamba), and the checkpoint brings none.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    brought = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not brought:
+        raise InputError(
+            f"{name}: transformers has no sequence-classification class for its family ({config.model_type}), which a score head "
+            "needs; use it as a language model (model_type=llm_decoder, head=yes_no), or choose another one"
+        )
+
+
 def choose_labels(name: str, config: Any, wanted: int | None) -> int:
     """Logits of the head: what is asked for, which a head that is there must have; else as saved, 1 for a base model.
 
