@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_bert, make_decoder, words
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.models.lora import add_adapters, has_adapters, merge_adapters
@@ -118,7 +119,7 @@ def test_adapters_are_nothing_at_first_and_merge_exactly(llama: Path) -> None:
 
 def test_what_the_base_lacks_is_trained_and_kept(config: dict, bert: Path, tmp_path: Path) -> None:
     """DistilBERT's pre_classifier is in no base checkpoint: frozen at random and not saved, it would be drawn anew."""
-    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+    from transformers import DistilBertConfig, DistilBertModel
 
     base = tmp_path / "distilbert"
     AutoTokenizer.from_pretrained(bert).save_pretrained(base)
@@ -156,6 +157,31 @@ def test_targets_that_match_nothing(decoder_config: dict) -> None:
     ):
         train(decoder_config, lora_target_modules=["q_proj", "w_pack"])
     assert not Path(decoder_config["output_dir"]).exists()
+
+
+def test_targets_that_leave_nothing(decoder_config: dict, llama: Path, tmp_path: Path) -> None:
+    for targets in (["score"], []):
+        with pytest.raises(
+            InputError, match=r"lora_target_modules: \[.*\] leaves no layer to adapt: the head is trained"
+        ):
+            train(decoder_config, lora_target_modules=targets)
+    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "gpt2")
+    config = AutoConfig.for_model("gpt2", vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"'all-linear' leaves no layer .* \(the model is made of Conv1D"):
+        train(decoder_config, model_name_or_path=str(tmp_path / "gpt2"))
+
+
+def test_adapter_weights_that_are_damaged_or_gone(decoder_config: dict, bert: Path, tmp_path: Path) -> None:
+    for kind in ("llm_decoder", "bert_encoder"):
+        model = {} if kind == "llm_decoder" else {"model_name_or_path": str(bert), "model_type": kind}
+        folder = train({**decoder_config, **model}, lora_merge=False, epochs=1, output_dir=str(tmp_path / kind))
+        (folder / "adapter_model.safetensors").write_bytes(b"{}")
+        with pytest.raises(InputError, match=r"its adapters could not be read: .* as saved"):
+            open_reranker(folder)
+        (folder / "adapter_model.safetensors").unlink()
+        with pytest.raises(InputError, match=r"its adapters could not be read: .* as saved"):
+            open_reranker(folder)
 
 
 def test_adapters_for_another_base(decoder_config: dict, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def add_adapters(
         seed: makes them reproducible.
 
     Raises:
-        InputError: peft is not installed, or a target matches nothing.
+        InputError: peft is not installed, a target matches nothing, or no layer is left.
     """
     _require_peft()
     from peft import LoraConfig
@@ -97,9 +97,16 @@ def add_adapters(
         for name, _ in model.named_parameters()
         if name in model.new_weights or (head is not None and name.startswith(f"{head}."))
     }
+    adapted = [name for name in chosen if not any(weight.startswith(f"{name}.") for weight in trained)]
+    if not adapted:
+        found = ", ".join(sorted({type(module).__name__ for module in model.modules() if not list(module.children())}))
+        raise InputError(
+            f"lora_target_modules: {targets!r} leaves no layer to adapt: the head is trained whole, and of other layers only "
+            f"torch.nn.Linear takes adapters here (the model is made of {found}); name such layers, or leave lora_rank empty"
+        )
     saved = sorted({name.rpartition(".")[0] for name in trained})
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=[name for name in chosen if name not in saved],
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=adapted,
         task_type="SEQ_CLS" if head else "CAUSAL_LM", modules_to_save=saved or None, base_model_name_or_path=base,
         revision=revision,
     )  # fmt: skip
@@ -111,14 +118,20 @@ def load_adapters(model: Any, folder: Path) -> None:
     """Puts the adapters of a directory into their base model.
 
     Raises:
-        InputError: peft is not installed, or the adapters do not fit the model.
+        InputError: peft is not installed, or the adapters cannot be read or do not fit the model.
     """
     _require_peft()
     from peft import LoraConfig
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = LoraConfig.from_pretrained(str(folder))
-    state = {_inner_name(name): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        state = {_inner_name(name): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: its adapters could not be read: {error}; expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} as saved"
+        ) from error
     try:
         _inject(model, config, {name for name in state if "lora_" not in name})
     except ValueError as error:
