@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_bert, make_decoder, words
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
@@ -192,6 +192,14 @@ def test_adapters_for_another_base(decoder_config: dict, tmp_path: Path) -> None
     other = make_decoder(tmp_path / "other", "qwen2")
     file.write_text(json.dumps({**settings, "base_model_name_or_path": str(other)}))
     with pytest.raises(InputError, match=r"does not score as it was saved|do not fit"):
+        LLMDecoder.from_pretrained(folder)
+    same_shape = shutil.copytree(decoder_config["model_name_or_path"], tmp_path / "same_shape")
+    state = load_file(same_shape / "model.safetensors")
+    save_file({name: -tensor for name, tensor in state.items()}, same_shape / "model.safetensors", {"format": "pt"})
+    file.write_text(json.dumps({**settings, "base_model_name_or_path": str(same_shape)}))
+    with pytest.raises(
+        InputError, match=f"does not score as it was saved: .*the base {same_shape} or the adapters are"
+    ):
         LLMDecoder.from_pretrained(folder)
     bert = make_bert(tmp_path / "bert")
     file.write_text(json.dumps({**settings, "base_model_name_or_path": str(bert)}))

@@ -145,9 +145,16 @@ def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> No
         worst = int(deviation.reshape(len(golden), -1).amax(dim=1).nan_to_num(nan=float("inf")).argmax())
         raise InputError(
             f"{name}: does not score as it was saved: probe {worst} gives {got[worst].tolist()}, expected "
-            f"{golden[worst].tolist()} within {tolerance:g} ({dtype}); the weights, tokenizer or config were changed. "
-            "Restore the files, or load with verify=False"
+            f"{golden[worst].tolist()} within {tolerance:g} ({dtype}); {_suspect(reranker)}"
         )
+
+
+def _suspect(reranker: Reranker) -> str:
+    """What has changed where scores have, and what to do about it."""
+    if has_adapters(reranker.model):
+        base = reranker.model.peft_config["default"].base_model_name_or_path
+        return f"the base {base} or the adapters are not what they were: expected the base that these adapters were trained on"
+    return "the weights, tokenizer or config were changed. Restore the files, or load with verify=False"
 
 
 def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:
