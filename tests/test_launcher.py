@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, launch, run_python
 
+from rankery import InputError
 from rankery.cli import main
 from rankery.launcher import COMMON, ENGINES
 from rankery.training.launch import asked_kind, launch_problems
@@ -110,6 +111,17 @@ def test_deepspeed_files_that_decide_what_the_configuration_decides(
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     (problem,) = launch_problems("fp16", 8, 1, 1.0)
     assert "DeepSpeed trains in bf16 or no here" in problem
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_deepspeed_file_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "ds.json"
+    if content is not None:
+        file.write_text(content)
+    for name, value in (("USE_DEEPSPEED", "true"), ("DEEPSPEED_CONFIG_FILE", str(file))):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises(InputError, match=f"deepspeed_config_file of the launch file is {file}; it cannot be read"):
+        launch_problems("no", 0, 1, 1.0)
 
 
 def test_deepspeed_on_cpus_is_refused(config: dict) -> None:

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rankery.errors import InputError
+
 TRUE = "true"
 
 
@@ -29,10 +31,32 @@ def asked_kind() -> str:
 
 
 def zero_stage() -> int:
-    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    if file != "none":
-        return int(json.loads(Path(file).read_text()).get("zero_optimization", {}).get("stage", 0))
+    file, settings = deepspeed_file()
+    if file:
+        return int(settings.get("zero_optimization", {}).get("stage", 0))
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))  # accelerate's default
+
+
+def deepspeed_file() -> tuple[str, dict[str, Any]]:
+    """(path, content) of the JSON file that the launch file names; ("", {}) where it names none.
+
+    Raises:
+        InputError: no such file, or not JSON.
+    """
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file == "none":
+        return "", {}
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        settings = error
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"deepspeed_config_file of the launch file is {file}; it cannot be read ({settings!s:.200}): expected DeepSpeed's "
+            "settings as JSON, a path from where the command is started",
+            shared=True,
+        )
+    return file, settings
 
 
 def launch_problems(precision: str, devices: int, gradient_accumulation_steps: int, max_grad_norm: float) -> list[str]:
@@ -90,8 +114,7 @@ def _deepspeed_problems(precision: str, gradient_accumulation_steps: int, max_gr
         problems.append(
             "mixed_precision is fp16; DeepSpeed trains in bf16 or no here (its loss scale is in no checkpoint of ours): use bf16, or DDP"
         )
-    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    settings = json.loads(Path(file).read_text()) if file != "none" else {}
+    file, settings = deepspeed_file()
     for key, name, configured in (
         ("gradient_clipping", "max_grad_norm", max_grad_norm),
         ("gradient_accumulation_steps", "gradient_accumulation_steps", gradient_accumulation_steps),
