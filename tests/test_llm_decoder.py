@@ -84,6 +84,27 @@ def test_models_without_a_pad_of_their_own(tmp_path: Path, pad: str | None, spec
     assert_scores_in_transformers(tmp_path / "saved", reranker, expected)
 
 
+@pytest.mark.parametrize("ending", [{"document_format": "{} </s>"}, {"document_format": "{}", "seq": "</s>"}])
+def test_formats_that_end_in_the_pad(tmp_path: Path, ending: dict) -> None:
+    """Without a special_token, what comes after the document ends the input, or what comes before an empty one."""
+    base = make_decoder(tmp_path / "base", pad="</s>")
+    reranker = raise_head(LLMDecoder.from_pretrained(base, special_token="", **ending))
+    assert reranker.tokenizer.pad_token == "<|reserved_0|>"
+    reranker.save_pretrained(tmp_path / "saved")
+    assert_scores_in_transformers(tmp_path / "saved", reranker, one_by_one(reranker.model, reranker))
+
+
+def test_pairs_without_a_token(llama: Path) -> None:
+    bare = {"query_format": "{}", "document_format": "{}", "seq": "", "special_token": ""}
+    reranker = LLMDecoder.from_pretrained(llama, **bare)
+    for pairs in ([("", "")], [("sun", "moon"), ("", "")]):
+        with pytest.raises(
+            InputError, match=rf"pair {len(pairs) - 1} is \('', ''\), of which the tokenizer makes no token"
+        ):
+            reranker.compute_score(pairs)
+    assert reranker.compute_score([("", "sun"), ("sun", "")]).isfinite().all()
+
+
 def test_a_new_row_pads_where_no_token_is_free(tmp_path: Path) -> None:
     base = make_decoder(tmp_path / "base", pad=None)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -114,6 +135,8 @@ def test_input_is_the_pieces_in_order(tmp_path: Path, llama: Path) -> None:
     assert (len(both), both.count("moon"), both.count("sea"), both[-1]) == (16, 4, 4, "</s>")
     gemma = LLMDecoder.from_pretrained(make_decoder(tmp_path / "gemma", "gemma"), prefix="<bos>")
     assert gemma.template.prefix == (2,)  # one BOS, whether the tokenizer adds it, the prefix says it, or both
+    spelt = LLMDecoder.from_pretrained(tmp_path / "gemma", query_format="<bos> query: {}")
+    assert ids_of(spelt, ("moon", "sea"))[0].tolist().count(2) == 1
 
 
 def test_specifications_code(llama: Path, tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def prompt_template(tokenizer: Any, max_len: int, prompt: Prompt, pad_token_id: 
             [f"{name} is {texts[name]!r}; the tokenizer makes no token of it: choose another text" for name in vanished]
         )
     bos = added_before(tokenizer)
-    prefix = pieces["prefix"] if pieces["prefix"][: len(bos)] == bos else bos + pieces["prefix"]
+    # What the input begins with: the prefix, or where that is empty the text before the query, which may spell the BOS out.
+    start = pieces["prefix"] or tuple(tokenize(tokenizer, [prompt.query_format.split("{}")[0]])[0])
+    prefix = pieces["prefix"] if start[: len(bos)] == bos else bos + pieces["prefix"]
     return _with_room(
         PairTemplate(
             prefix, pieces["seq"], pieces["special_token"], None, max_len, pad_token_id, prompt.query_format,

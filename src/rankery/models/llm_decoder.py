@@ -274,7 +274,9 @@ def _load(
 
 def _pad(model: Any, tokenizer: Any, prompt: Prompt) -> int:
     """A pad id that the prompt does not end in; set in model and tokenizer, which get a new row if none is free."""
-    ends = tokenize(tokenizer, [prompt.special_token])[0][-1:]
+    # Its last piece of any tokens, with empty texts in it: what a short input ends in.
+    pieces = (prompt.special_token, prompt.document_format, prompt.seq, prompt.query_format)
+    ends = next((ids[-1:] for ids in tokenize(tokenizer, [piece.replace("{}", "") for piece in pieces]) if ids), [])
     pad = tokenizer.pad_token_id
     if pad is None or [pad] == ends:
         specials = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, *ends}

@@ -102,7 +102,7 @@ class Reranker:
             show_progress: a progress bar on standard error.
 
         Raises:
-            InputError: something that is no pair of strings, or a max_length that the model cannot take.
+            InputError: something that is no pair of strings, a pair without a single token, or a max_length that the model cannot take.
         """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1, or None")
@@ -119,7 +119,7 @@ class Reranker:
         try:
             for start in range(0, len(pairs), PAIRS_AT_ONCE):
                 chunk = pairs[start : start + PAIRS_AT_ONCE]
-                self._score_chunk(chunk, template, batch_size, scores[start : start + len(chunk)], bar)
+                self._score_chunk(chunk, start, template, batch_size, scores[start : start + len(chunk)], bar)
         finally:
             self.scorer.train(was_training)
             bar.close()
@@ -169,11 +169,23 @@ class Reranker:
         return PairTemplate(**{**self.template.to_dict(), "max_len": max_length})
 
     def _score_chunk(
-        self, pairs: Sequence[Pair], template: PairTemplate, batch_size: int | None, out: torch.Tensor, bar: Any
+        self,
+        pairs: Sequence[Pair],
+        first: int,
+        template: PairTemplate,
+        batch_size: int | None,
+        out: torch.Tensor,
+        bar: Any,
     ) -> None:
-        """Scores into `out`; what does not fit into memory is tried again under half the token budget."""
+        """Scores into `out`, pair `first` of the input and those after it; what does not fit into memory is tried again under half the token budget."""
         rows = encode_pairs(pairs, self.tokenizer, template)
         lengths = np.array([len(ids) for ids, _ in rows])
+        if not lengths.all():
+            empty = int(np.flatnonzero(lengths == 0)[0])
+            raise InputError(
+                f"pair {first + empty} is {pairs[empty]!r:.80}, of which the tokenizer makes no token at all; expected some text: "
+                "leave the pair out, or use formats or a special_token that add some"
+            )
         budget = default_token_budget(self.model.config, self.device, training=False)
         left = np.arange(len(rows))
         while len(left):
