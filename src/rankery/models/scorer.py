@@ -92,7 +92,9 @@ class VocabularyRows(torch.nn.Module):
         self.rows = list(rows)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden, self.weight[self.rows], None if self.bias is None else self.bias[self.rows])
+        weight = self.weight[self.rows]
+        hidden = hidden.to(weight.dtype)  # Mamba's are fp32 also where its weights are not
+        return F.linear(hidden, weight, None if self.bias is None else self.bias[self.rows])
 
 
 def model_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
