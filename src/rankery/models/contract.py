@@ -85,8 +85,9 @@ def check_arguments(contract: dict[str, Any] | None, arguments: dict[str, Any], 
     Raises:
         InputError: shows both.
     """
+    shorter = {"max_len": ", or leave it out (compute_score's max_length shortens pairs)"}
     problems = [
-        f"{name}: was trained with {key} {contract.get(key)!r}, got {value!r}; set {key} to that"
+        f"{name}: was trained with {key} {contract.get(key)!r}, got {value!r}; set {key} to that{shorter.get(key, '')}"
         for key, value in arguments.items()
         if contract is not None and value is not None and contract.get(key) != value
     ]
@@ -104,7 +105,7 @@ def check_template(contract: dict[str, Any], template: PairTemplate, name: str) 
     problems = [
         f"{name}: the tokenizer gives {key} {found[key]}, but the model was saved with {value}; restore the tokenizer files"
         for key, value in contract["template"].items()
-        if key != "max_len" and found[key] != value
+        if found[key] != value
     ]
     if problems:
         raise InputError(problems)
@@ -127,19 +128,10 @@ def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> No
     Raises:
         InputError: a probe's logits differ by more than the tolerance for the model's dtype.
     """
-    from rankery.models.reranker import encode_pairs
-
     dtype = str(next(reranker.model.parameters()).dtype).removeprefix("torch.")
     tolerance = contract["tolerance"].get(dtype, contract["tolerance"]["float32"])
-    # Under the saved length; with a smaller one, the probes that it does not cut.
     pairs = [(probe["query"], probe["document"]) for probe in contract["probes"]]
-    length = min(contract["max_len"], reranker.template.max_len)
-    if length < contract["max_len"]:
-        whole = [len(ids) < length for ids, _ in encode_pairs(pairs, reranker.tokenizer, reranker.template)]
-    else:
-        whole = [True] * len(pairs)
-    golden = torch.tensor(contract["golden"])[whole]
-    got = reranker.compute_score([pair for pair, kept in zip(pairs, whole, strict=True) if kept], max_length=length)
+    golden, got = torch.tensor(contract["golden"]), reranker.compute_score(pairs)
     deviation = (got - golden).abs()
     if not bool((deviation <= tolerance).all()):
         worst = int(deviation.reshape(len(golden), -1).amax(dim=1).nan_to_num(nan=float("inf")).argmax())

@@ -26,6 +26,7 @@ from rankery.models.loading import (
     loading,
     new_weights,
     placed,
+    position_limit,
     set_dropout,
 )
 from rankery.models.lora import base_and_hub, load_adapters
@@ -84,7 +85,7 @@ class CrossEncoder(Reranker):
         model_name_or_path = os.path.expanduser(model_name_or_path)
         contract = read_contract(Path(model_name_or_path))
         wanted = {"num_labels": num_labels, "query_format": query_format, "document_format": document_format}
-        check_arguments(contract, {**wanted, "model_type": cls.model_type}, model_name_or_path)
+        check_arguments(contract, {**wanted, "max_len": max_len, "model_type": cls.model_type}, model_name_or_path)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
@@ -108,17 +109,6 @@ class CrossEncoder(Reranker):
         if contract is not None:
             check_contract(contract, reranker, model_name_or_path, verify)
         return reranker
-
-
-def position_limit(model: Any) -> int | None:
-    """Longest sequence that the model has positions for; None where it has no such limit.
-
-    RoBERTa's positions start after the pad id, so that its table holds fewer than its size.
-    """
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if isinstance(table, torch.nn.Embedding):
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _load(

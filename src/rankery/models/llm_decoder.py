@@ -32,6 +32,7 @@ from rankery.models.loading import (
     loading,
     new_weights,
     placed,
+    position_limit,
     set_dropout,
 )
 from rankery.models.lora import base_and_hub, load_adapters
@@ -138,9 +139,11 @@ class LLMDecoder(Reranker):
             shown, reading = resolve_prompt(prompt, instruction, texts, {})
         else:
             if prompt is not None or instruction is not None:
-                wanted, wanted_reading = resolve_prompt(prompt, instruction, texts, {})
-                texts = {**asdict(wanted), **asdict(wanted_reading)}
-            check_arguments(contract, {**texts, "num_labels": num_labels, "model_type": cls.model_type}, name)
+                texts = {
+                    k: v for part in resolve_prompt(prompt, instruction, texts, {}) for k, v in asdict(part).items()
+                }
+            wanted = {**texts, "num_labels": num_labels, "max_len": max_len, "model_type": cls.model_type}
+            check_arguments(contract, wanted, name)
             shown, reading = resolve_prompt(None, None, {}, contract)
         if reading.head == "yes_no" and num_labels not in (None, 1):
             raise InputError(f"num_labels is {num_labels}; a yes_no head gives one score: expected 1")
@@ -158,8 +161,7 @@ class LLMDecoder(Reranker):
 
                 tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         check_tokenizer(name, tokenizer, model.config)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        length = choose_max_len(max_len, saved.get("max_len"), limit, tokenizer, name)
+        length = choose_max_len(max_len, saved.get("max_len"), position_limit(model), tokenizer, name)
         template = prompt_template(tokenizer, length, shown, pad_token_id=_pad(model, tokenizer, shown))
         labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
         if base != name:

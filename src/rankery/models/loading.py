@@ -134,6 +134,17 @@ def set_dropout(config: Any, hidden: float | None, attention: float | None) -> N
             setattr(config, name, value)
 
 
+def position_limit(model: Any) -> int | None:
+    """Longest sequence that the model has positions for; None where it has no such limit.
+
+    RoBERTa's positions start after the pad id, so that its table holds fewer than its size.
+    """
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, torch.nn.Embedding):
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def choose_max_len(wanted: int | None, saved: int | None, limit: int | None, tokenizer: Any, name: str) -> int:
     """Tokens of a pair: what is asked for, else as saved, else what model and tokenizer take, 512 at most."""
     if wanted is None:

@@ -8,6 +8,7 @@ Rejected: batches in input order, which compute up to 2.6 tokens for each real o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
-from rankery.models.loading import placed
+from rankery.models.loading import choose_max_len, placed, position_limit
 from rankery.models.scorer import Scorer
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
@@ -152,6 +153,17 @@ class Reranker:
         order = torch.argsort(scores, descending=True, stable=True)[:top_k].tolist()
         return [RankedDocument(i, float(scores[i]), documents[i]) for i in order]
 
+    def set_max_len(self, max_len: int) -> None:
+        """Another length limit of pairs, to train a saved model further with; `compute_score` takes its own.
+
+        Raises:
+            InputError: more than the model has positions for, or no room for a pair.
+        """
+        length = choose_max_len(max_len, None, position_limit(self.model), self.tokenizer, "the model")
+        if length < self.template.specials + 2:
+            raise InputError(f"max_len is {length}; expected at least {self.template.specials + 2}")
+        self.template = replace(self.template, max_len=length)
+
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Writes a Hugging Face directory with the contract; what stands at `folder` must not exist or be ours."""
         from rankery.models.contract import write_model_directory
@@ -166,7 +178,7 @@ class Reranker:
             raise InputError(
                 f"max_length is {max_length}; expected {fewest} to {self.template.max_len}, the model's max_len"
             )
-        return PairTemplate(**{**self.template.to_dict(), "max_len": max_length})
+        return replace(self.template, max_len=max_length)
 
     def _score_chunk(
         self,

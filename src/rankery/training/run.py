@@ -23,6 +23,7 @@ from rankery.data.plan import Plan, computed_tokens
 from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths
 from rankery.errors import InputError
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
+from rankery.models.contract import read_contract
 from rankery.models.cross_encoder import CrossEncoder
 from rankery.models.llm_decoder import LLMDecoder
 from rankery.models.lora import add_adapters, has_adapters, merge_adapters
@@ -36,7 +37,7 @@ from rankery.training.tracking import check_tracker
 
 # Keys of the configuration that `from_pretrained` of both kinds of reranker takes.
 MODEL_KEYS = (
-    *("max_len", "query_format", "document_format", "seed", "trust_remote_code", "revision", "cache_dir"),
+    *("query_format", "document_format", "seed", "trust_remote_code", "revision", "cache_dir"),
     *("hidden_dropout", "attention_dropout", "load_in_4bit"),
 )
 
@@ -178,11 +179,18 @@ def _load_model(config: TrainConfig, path: str | Path) -> Reranker:
     """The model to train, with the settings that are left open as they were saved or by default."""
     common: dict[str, Any] = {key: getattr(config, key) for key in MODEL_KEYS}
     common |= {"device": "cpu", "dtype": torch.float32}
+    # A saved model is opened, and checked, with its own length; it may be trained further with another one.
+    is_saved = read_contract(Path(path).expanduser()) is not None
+    common["max_len"] = None if is_saved else config.max_len
+    reranker: Reranker
     if config.model_type == "bert_encoder":
-        return CrossEncoder.from_pretrained(path, config.num_labels, **common)
-    return LLMDecoder.from_pretrained(
-        path, config.num_labels, **common, **{key: getattr(config, key) for key in DECODER_KEYS}
-    )
+        reranker = CrossEncoder.from_pretrained(path, config.num_labels, **common)
+    else:
+        prompt = {key: getattr(config, key) for key in DECODER_KEYS}
+        reranker = LLMDecoder.from_pretrained(path, config.num_labels, **common, **prompt)
+    if is_saved:
+        reranker.set_max_len(config.max_len)
+    return reranker
 
 
 def _prepare_data(
