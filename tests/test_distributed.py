@@ -199,8 +199,12 @@ def test_out_of_memory_on_one_process_is_repeated_by_both(config: dict, tmp_path
     torch.testing.assert_close(norms(calm), norms(short), rtol=1e-4, atol=1e-6)
 
 
-def test_out_of_memory_when_sharded_stops_all_and_resumes(config: dict, tmp_path: Path) -> None:
-    """Sharded processes cannot repeat a step: all stop, and the next start goes on with the budget that was named."""
+@pytest.mark.parametrize("when", ["training", "evaluation"])
+def test_out_of_memory_when_sharded_stops_all_and_resumes(config: dict, tmp_path: Path, when: str) -> None:
+    """Sharded processes cannot repeat a step: all stop, and the next start goes on with the budget that was named.
+
+    Nor an evaluation; here the first one, before there is a checkpoint.
+    """
     script = tmp_path / "inject.py"
     script.write_text(
         "import os, sys, torch\n"
@@ -208,7 +212,7 @@ def test_out_of_memory_when_sharded_stops_all_and_resumes(config: dict, tmp_path
         "original, calls = Scorer.forward, [0]\n"
         "def limited(*arguments):\n"
         "    calls[0] += 1\n"
-        "    if os.environ['RANK'] == '1' and calls[0] > 4:\n"
+        "    if os.environ['RANK'] == '1' and calls[0] > int(os.environ['INJECT']):\n"
         "        raise torch.OutOfMemoryError('injected')\n"
         "    return original(*arguments)\n"
         "if os.environ.get('INJECT'):\n"
@@ -216,9 +220,10 @@ def test_out_of_memory_when_sharded_stops_all_and_resumes(config: dict, tmp_path
         "from rankery.cli import main\n"
         "sys.exit(main(['train', *sys.argv[1:]]))\n"
     )
-    words = [*arguments({**config, "val_dataset": "", "save_steps": 1, "token_budget": 128})]
+    validated, calls = ({"val_dataset": ""}, "4") if when == "training" else ({"best_metric": ""}, "0")
+    words = [*arguments({**config, **validated, "save_steps": 1, "token_budget": 128})]
     environment = {"RANKERY_CPU_ENGINES": "1"}
-    done = launch_script(str(script), "config/default_fsdp.yaml", *words, **environment, INJECT="1")
+    done = launch_script(str(script), "config/default_fsdp.yaml", *words, **environment, INJECT=calls)
     assert done.returncode != 0
     assert "process 1 ran out of memory at token_budget 128" in done.stderr
     assert "resume=true, which goes on with token_budget 64" in done.stderr

@@ -93,12 +93,12 @@ def _check_same_run(config: TrainConfig, folder: Path) -> None:
 def token_budget(config: TrainConfig, state: dict[str, Any]) -> int | None:
     """The budget of a run: the configuration's; of a resumed one what it had come down to, unless told anew."""
     folder = Path(config.output_dir)
-    if not state:
+    if not config.resume or not (folder / RUN_FILE).is_file():
         return config.token_budget
     if config.token_budget not in (None, load_config(folder / CONFIG_FILE).token_budget):
         return config.token_budget
-    lowered = folder / "checkpoints" / BUDGET_FILE
-    return int(lowered.read_text()) if lowered.is_file() else state["token_budget"]
+    lowered = folder / "checkpoints" / BUDGET_FILE  # also of a run that had to stop before its first checkpoint
+    return int(lowered.read_text()) if lowered.is_file() else state.get("token_budget", config.token_budget)
 
 
 def lower_token_budget(folder: Path, budget: int) -> None:

@@ -21,7 +21,7 @@ from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
 from rankery.training.optim import lr_factor, set_lr
 from rankery.training.run import Run, describe
-from rankery.training.step import step_batches, train_step
+from rankery.training.step import step_batches, stop_all, train_step
 from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate
 
@@ -115,7 +115,11 @@ def _log(run: Run, state: dict[str, Any], tracker: Tracker | None, norm: float, 
 def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     assert run.val_data is not None
     config = run.config
-    metrics = evaluate(run.engine, run.model, run.val_data, run.objective, run.plan.budget, config)
+    try:
+        metrics = evaluate(run.engine, run.model, run.val_data, run.objective, run.plan.budget, config)
+    except torch.OutOfMemoryError:  # sharded: the others wait inside a collective call
+        stop_all(run)
+        raise
     state["metrics"] = metrics
     run.say(f"step {state['step']}: validation " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     if tracker is not None:

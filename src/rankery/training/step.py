@@ -74,7 +74,7 @@ def _backward(
             losses.append((loss.detach(), work))
     except torch.OutOfMemoryError:
         if run.engine.sharded:
-            _stop_all(run)
+            stop_all(run)
         return [], True
     return losses, False
 
@@ -131,8 +131,8 @@ def _halve_budget(run: Run, number: int) -> list[Work]:
     return step_batches(run)[number]
 
 
-def _stop_all(run: Run) -> None:
-    """Sharded engines cannot repeat a step: the others wait inside a collective call. The launcher stops them."""
+def stop_all(run: Run) -> None:
+    """Sharded engines cannot repeat a step or an evaluation: the others wait inside a collective call. The launcher stops them."""
     budget = run.plan.budget // 2
     checkpoint.lower_token_budget(run.folder, budget)
     print(

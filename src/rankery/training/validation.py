@@ -27,6 +27,7 @@ def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: in
 
     Raises:
         InputError: not even one pair at a time fits into memory.
+        torch.OutOfMemoryError: a sharded engine, which cannot try again.
     """
     everything, each = np.arange(len(data)), one_each(data.lengths)
     while True:
@@ -59,7 +60,7 @@ def _local_logits(
             if micro_batch.weight:
                 logits[torch.from_numpy(micro_batch.pairs)] = out.cpu().double().reshape(-1, labels)
     except torch.OutOfMemoryError:
-        if engine.sharded:  # the others wait inside a collective call: the launcher stops them
+        if engine.sharded:  # cannot be repeated: the caller stops all processes
             raise
         return None
     finally:
