@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.data.template import Prompt
 from rankery.models.contract import write_model_directory
+from rankery.models.export import export
 from rankery.models.opening import open_reranker
 from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import encode_pairs
@@ -193,7 +194,7 @@ def test_tied_weights_are_kept_as_transformers_keeps_them(tmp_path: Path, family
     reranker = LLMDecoder.from_pretrained(make_decoder(tmp_path / "base", family), **YES_NO)
     reranker.save_pretrained(tmp_path / "shared")
     apart = {name: tensor.clone() for name, tensor in reranker.model.state_dict().items()}
-    write_model_directory(tmp_path / "apart", reranker, apart, None)
+    write_model_directory(tmp_path / "apart", reranker, apart, "card")
     reranker.model.save_pretrained(tmp_path / "theirs")
     expected = load_file(tmp_path / "theirs" / "model.safetensors").keys()
     for name in ("shared", "apart"):
@@ -308,9 +309,17 @@ def test_resumed_decoder_is_the_uninterrupted_one(config: dict, llama: Path, tmp
     assert (whole / "metrics.jsonl").read_text() == (cut / "metrics.jsonl").read_text()
 
 
-def test_card_shows_how_transformers_scores(config: dict, llama: Path) -> None:
+@pytest.mark.parametrize("made", ["trained", "saved", "exported"])
+def test_card_shows_how_transformers_scores(config: dict, llama: Path, tmp_path: Path, made: str) -> None:
     """Both pieces of code of the card run, and give the same score."""
-    folder = train(config, model_type="llm_decoder", model_name_or_path=str(llama), epochs=1)
+    folder = tmp_path / made
+    if made == "trained":
+        folder = train(config, model_type="llm_decoder", model_name_or_path=str(llama), epochs=1)
+    elif made == "saved":
+        LLMDecoder.from_pretrained(llama, **YES_NO).save_pretrained(folder)
+    else:
+        LLMDecoder.from_pretrained(llama, **YES_NO).save_pretrained(tmp_path / "asked")
+        export(tmp_path / "asked", folder)
     ours, plain = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     done = run_python(ours.replace("path/of/this/folder", str(folder)))
     assert done.returncode == 0, done.stderr

@@ -29,24 +29,7 @@ def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float
         "mixed_precision",
     )
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in shown)
-    cls = type(reranker).__name__
-    elsewhere = _decoder_elsewhere(reranker) if isinstance(reranker, LLMDecoder) else _encoder_elsewhere(reranker)
-    return f"""---
-library_name: transformers
-pipeline_tag: text-ranking
-base_model: {config.model_name_or_path}
-tags: [reranker, cross-encoder, rankery]
----
-
-# Reranker fine-tuned from {config.model_name_or_path}
-
-```python
-from rankery import {cls}
-reranker = {cls}.from_pretrained("path/of/this/folder")
-print(reranker.rerank("my query", ["one document", "another document"]))
-```
-
-Trained for {step} steps on {config.train_dataset} (labels {config.min_label:g} to {config.max_label:g}).
+    about = f"""Trained for {step} steps on {config.train_dataset} (labels {config.min_label:g} to {config.max_label:g}).
 
 ```
 {data}
@@ -58,7 +41,34 @@ Trained for {step} steps on {config.train_dataset} (labels {config.min_label:g} 
 |---|---|
 {settings}
 
-Pairs are cut to {reranker.template.max_len} tokens: the document first, the query only where it would leave the document less
+"""
+    return _card(reranker, f"Reranker fine-tuned from {config.model_name_or_path}", config.model_name_or_path, about)
+
+
+def plain_card(reranker: Reranker) -> str:
+    """The card of a model that rankery saves without having trained it: how it is used."""
+    return _card(reranker, "Reranker", None, "")
+
+
+def _card(reranker: Reranker, title: str, base: str | None, about: str) -> str:
+    cls = type(reranker).__name__
+    elsewhere = _decoder_elsewhere(reranker) if isinstance(reranker, LLMDecoder) else _encoder_elsewhere(reranker)
+    base_line = f"base_model: {base}\n" if base else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-ranking
+{base_line}tags: [reranker, cross-encoder, rankery]
+---
+
+# {title}
+
+```python
+from rankery import {cls}
+reranker = {cls}.from_pretrained("path/of/this/folder")
+print(reranker.rerank("my query", ["one document", "another document"]))
+```
+
+{about}Pairs are cut to {reranker.template.max_len} tokens: the document first, the query only where it would leave the document less
 than half of the room. {elsewhere}
 `rankery.json` holds golden scores.
 """

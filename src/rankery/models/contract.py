@@ -149,7 +149,7 @@ def _suspect(reranker: Reranker) -> str:
     return "the weights, tokenizer or config were changed. Restore the files, or load with verify=False"
 
 
-def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:
+def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str) -> None:
     """Writes weights `state` (full tensors by name), config, tokenizer, card and contract as one whole.
 
     Raises:
@@ -167,7 +167,7 @@ def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, tor
         _write_files(aside, reranker, state, card)
 
 
-def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str | None) -> None:
+def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str) -> None:
     model, tokenizer = reranker.model, deepcopy(reranker.tokenizer)
     tokenizer.model_max_length = reranker.template.max_len
     tokenizer.save_pretrained(aside)
@@ -175,8 +175,7 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
         save_adapters(model, state, aside)
     else:
         _write_whole_model(aside, reranker, state)
-    if card is not None:
-        (aside / "README.md").write_text(card, encoding="utf-8")
+    (aside / "README.md").write_text(card, encoding="utf-8")
     contract = _contract(reranker, aside)
     (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
 

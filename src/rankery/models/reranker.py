@@ -165,10 +165,14 @@ class Reranker:
         self.template = replace(self.template, max_len=length)
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
-        """Writes a Hugging Face directory with the contract; what stands at `folder` must not exist or be ours."""
+        """Writes a Hugging Face directory with the contract; what stands at `folder` must not exist or be ours.
+
+        `card` is its README.md; None: how the model is used.
+        """
+        from rankery.models.card import plain_card
         from rankery.models.contract import write_model_directory
 
-        write_model_directory(Path(folder), self, self.model.state_dict(), card)
+        write_model_directory(Path(folder), self, self.model.state_dict(), plain_card(self) if card is None else card)
 
     def _shortened(self, max_length: int | None) -> PairTemplate:
         if max_length is None or max_length == self.template.max_len:
