@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from rankery import CrossEncoder, InputError, train
 from rankery.config import dump_config, load_config
 from rankery.models.scorer import Scorer
-from rankery.training import engine, loop
+from rankery.training import engine, loop, offload
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -574,6 +574,27 @@ def test_gradient_checkpointing_changes_nothing(config: dict, tmp_path: Path) ->
     )
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"mixed_precision": "bf16"}, {"gradient_checkpointing": True}])
+def test_activation_offload_changes_nothing(
+    config: dict, tmp_path: Path, more: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients and weights bit for bit, with dropout on; activations really go through it, and weights do not."""
+    asked: list[bool] = []
+    original = offload.is_weight
+
+    def watched(tensor):
+        asked.append(original(tensor))
+        return asked[-1]
+
+    monkeypatch.setattr(offload, "is_weight", watched)
+    settings = {**config, **more, "optimizer": "sgd", "lr": 0.05, "best_metric": None}
+    plain = train(settings, output_dir=str(tmp_path / "plain")).parent
+    assert not asked
+    offloaded = train(settings, activation_offload=True, output_dir=str(tmp_path / "offloaded")).parent
+    assert 0 < sum(asked) < len(asked)
+    assert_equal_runs(plain, offloaded)
 
 
 def test_evaluating_and_saving_at_steps(config: dict) -> None:

@@ -139,6 +139,10 @@ class TrainConfig(BaseModel):
         "no", description="precision of computation; weights stay fp32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    activation_offload: bool = Field(
+        False,
+        description="keep activations for the backward pass in the CPU's memory; saves accelerator memory, costs time",
+    )
     token_budget: int | None = Field(
         None, gt=0, description="tokens a micro-batch computes at most, padding included; empty: chosen for the device"
     )
@@ -176,6 +180,7 @@ RESUME_FREE = frozenset(
         "gradient_accumulation_steps",
         "num_workers",
         "token_budget",
+        "activation_offload",
         "save_steps",
         "save_on_epoch_end",
         "num_max_checkpoints",

@@ -24,6 +24,7 @@ from rankery.errors import InputError
 from rankery.models.budget import pad_multiple
 from rankery.training import checkpoint
 from rankery.training.engine import Engine
+from rankery.training.offload import activations_on_cpu
 from rankery.training.run import Run
 
 
@@ -110,7 +111,7 @@ def _passes(work: Work, engine: Engine) -> Iterator[tuple[Batch, int, bool]]:
 def _logits(run: Run, number: int, batch: Batch, first: int) -> torch.Tensor:
     """One pass through the model, with the dropout masks that belong to this step and pair."""
     torch.manual_seed(hash((run.config.seed, number, first)) & (2**63 - 1))
-    with run.engine.autocast():
+    with run.engine.autocast(), activations_on_cpu(run.config.activation_offload, run.engine.device):
         return run.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
 
 
