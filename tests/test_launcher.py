@@ -24,6 +24,9 @@ FILES = {
 }
 
 
+ZERO_FILES = [f"config/deepspeed/deepspeed_zero{stage}.yaml" for stage in (1, 3)]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_launch_files_are_what_the_command_does(engine: str) -> None:
     shipped = yaml.safe_load((ROOT / "config" / FILES[engine]).read_text())
@@ -154,6 +157,19 @@ def test_two_machines_on_one_host_meet(config: dict, tmp_path: Path, launch_file
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert ", 2 processes" in outputs[0][0]
     assert (Path(config["output_dir"]) / "model" / "rankery.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch_file", ["config/ddp.yaml", "config/default_fsdp.yaml", *ZERO_FILES])
+def test_activations_offloaded_under_every_engine(config: dict, tmp_path: Path, launch_file: str) -> None:
+    metrics = []
+    for offloaded in ("false", "true"):
+        own = {"batch_size": 4, "epochs": 1, "activation_offload": offloaded, "output_dir": tmp_path / offloaded}
+        words = [f"{key}={value}" for key, value in {**config, **own}.items()]
+        done = launch(launch_file, *words, RANKERY_CPU_ENGINES="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        metrics.append((tmp_path / offloaded / "metrics.jsonl").read_text())
+    assert metrics[0] == metrics[1]
 
 
 @pytest.mark.slow
