@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -96,6 +97,15 @@ def test_shapes_and_sizes(saved: Path) -> None:
     long = [("sun " * 300, "sea " * 300)]
     assert reranker.compute_score(long).isfinite().all()
     assert not torch.equal(reranker.compute_score(long), reranker.compute_score(long, max_length=16))
+
+
+def test_normalised_scores_are_the_sigmoid_of_the_logits(saved: Path) -> None:
+    """1 / (1 + exp(-logit)), in [0, 1]."""
+    reranker = CrossEncoder.from_pretrained(saved)
+    logits, scores = reranker.compute_score(PAIRS), reranker.compute_score(PAIRS, normalize=True)
+    expected = [1 / (1 + math.exp(-logit)) for logit in logits.tolist()]
+    assert scores.tolist() == pytest.approx(expected, rel=1e-5)
+    assert 0 < scores.min() < scores.max() - 0.1 < 0.9
 
 
 @pytest.mark.parametrize("pairs", [["sun"], [("sun",)], [("sun", 3)], [("a", "b", "c")], "sun sea"])

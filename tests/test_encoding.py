@@ -98,6 +98,26 @@ def test_pair_lines_of_a_query_are_joined(tmp_path: Path, bert: Path) -> None:
     assert data.targets(np.arange(3)).tolist() == [0.5, 0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "labels", "targets"),
+    [
+        (0.0, 3.0, [0, 1, 2, 3], [0, 1 / 3, 2 / 3, 1]),
+        (-1.0, 1.0, [-1, -0.5, 0, 1], [0, 0.25, 0.5, 1]),
+        (0.0, 1.0, [0, 0.1, 0.7, 1], [0, 0.1, 0.7, 1]),
+    ],
+)
+def test_labels_are_scaled_evenly(
+    tmp_path: Path, bert: Path, low: float, high: float, labels: list[float], targets: list[float]
+) -> None:
+    """(label - min_label) / (max_label - min_label), computed by hand."""
+    path = write_rows(tmp_path / "data.jsonl", [{"query": "sun", "pos": ["a", "b", "c", "d"], "pos_scores": labels}])
+    tokenizer, allowed = AutoTokenizer.from_pretrained(bert), LabelRange(low, high)
+    template = pair_template(tokenizer, 20)
+    encode([path], tokenizer, template, allowed, tmp_path / "cache")
+    data = open_encoded(tmp_path / "cache", template, allowed, [path])
+    np.testing.assert_allclose(data.targets(np.arange(4)), targets, rtol=1e-6, atol=1e-7)
+
+
 def test_messages(bert: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert)
     with pytest.raises(InputError, match=r"query_format is 'q'; expected a text with \{\}"):

@@ -135,19 +135,24 @@ def test_deepspeed_on_cpus_is_refused(config: dict) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launch_file", ["config/ddp.yaml", "config/deepspeed/deepspeed_zero1.yaml"])
+@pytest.mark.parametrize("launch_file", ["config/ddp.yaml", "config/deepspeed/deepspeed_zero1.yaml", "torchrun"])
 def test_two_machines_on_one_host_meet(config: dict, tmp_path: Path, launch_file: str) -> None:
     """The same command twice, as docs/engines.md has it for two machines, with a process each."""
     words = [f"{key}={value}" for key, value in {**config, "batch_size": 4, "epochs": 1}.items()]
     port = str(21000 + os.getpid() % 20000)
 
     def start(rank: int) -> subprocess.Popen[str]:
+        launcher = [
+            "accelerate.commands.launch", "--config_file", launch_file, "--num_machines", "2", "--num_processes", "2",
+            "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port,
+        ]  # fmt: skip
+        if launch_file == "torchrun":
+            launcher = [
+                "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "training",
+            ]  # fmt: skip
         return subprocess.Popen(
-            [
-                sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch_file, "--num_machines", "2",
-                "--num_processes", "2", "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1",
-                "--main_process_port", port, "train_reranker.py", *words,
-            ],
+            [sys.executable, "-m", *launcher, "train_reranker.py", *words],
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "RANKERY_CPU_ENGINES": "1"}, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
