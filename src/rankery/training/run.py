@@ -29,7 +29,7 @@ from rankery.models.llm_decoder import LLMDecoder
 from rankery.models.lora import add_adapters, has_adapters, merge_adapters
 from rankery.models.reranker import Reranker
 from rankery.objective import Objective, build_objective, is_grouped
-from rankery.training import checkpoint
+from rankery.training import checkpoint, output
 from rankery.training.data_checks import learnt_together, unfit_data, unusable_losses
 from rankery.training.engine import DTYPES, Engine, start_engine
 from rankery.training.optim import unused_groups
@@ -98,9 +98,9 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     """Checks everything, tokenises, loads the model, claims the output folder."""
     labels = LabelRange(config.min_label, config.max_label)
     files = engine.on_main(lambda: _find_files(config))
-    engine.on_main(lambda: checkpoint.check_output_dir(config))
+    engine.on_main(lambda: output.check_output_dir(config))
     found = None
-    if config.resume and (Path(config.output_dir) / checkpoint.RUN_FILE).is_file():
+    if config.resume and (Path(config.output_dir) / output.RUN_FILE).is_file():
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(Path(config.output_dir), print))
     start = found[1] if found else {}
     reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
@@ -115,11 +115,11 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     if problems := problems + unused_groups(reranker.model, config.lr_groups):
         raise InputError(problems, shared=True)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
-    budget = engine.on_main(lambda: checkpoint.token_budget(config, start))
+    budget = engine.on_main(lambda: output.token_budget(config, start))
     if not budget:  # of the smallest device: all processes follow one plan
         budget = min(engine.gather(default_token_budget(reranker.model.config, engine.device, training=True)))
     resolved = config.model_copy(update={"token_budget": budget})
-    run_info = engine.on_main(lambda: checkpoint.claim(resolved, list(keys.values()), batch))
+    run_info = engine.on_main(lambda: output.claim(resolved, list(keys.values()), batch))
     reranker.labels = (config.min_label, config.max_label)
     set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:

@@ -22,7 +22,7 @@ import torch
 from rankery.data.collate import Batch, StepBatches, Work
 from rankery.errors import InputError
 from rankery.models.budget import pad_multiple
-from rankery.training import checkpoint
+from rankery.training import output
 from rankery.training.engine import Engine
 from rankery.training.offload import activations_on_cpu
 from rankery.training.run import Run
@@ -135,7 +135,7 @@ def _halve_budget(run: Run, number: int) -> list[Work]:
 def stop_all(run: Run) -> None:
     """Sharded engines cannot repeat a step or an evaluation: the others wait inside a collective call. The launcher stops them."""
     budget = run.plan.budget // 2
-    checkpoint.lower_token_budget(run.folder, budget)
+    output.lower_token_budget(run.folder, budget)
     print(
         f"error: process {run.engine.process} ran out of memory at token_budget {run.plan.budget}; start again with "
         f"resume=true, which goes on with token_budget {budget}",
