@@ -257,7 +257,7 @@ def test_taken_output_folders(config: dict, tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds another run"):
         train(config)
-    with pytest.raises(InputError, match=r"resume: lr was 0.001 in .*config.yaml, got 0.01"):
+    with pytest.raises(InputError, match=r"resume: lr was 0.001 in .*run.json, got 0.01"):
         train(config, resume=True, lr=0.01)
     train(config, overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
@@ -391,12 +391,21 @@ def test_new_checkpoints_outlive_later_damaged_ones(config: dict, monkeypatch: p
 def test_killed_before_the_folder_was_its_own(config: dict, tmp_path: Path) -> None:
     folder = Path(config["output_dir"])
     folder.mkdir()
-    (folder / "config.yaml").write_text("lr: 1\n")
-    (folder / ".tmp-run.json").write_text("{")
+    (folder / ".tmp-run.json-7").write_text("{")
     with pytest.raises(InputError, match="is not empty"):
         train(config)
+    (folder / "config.yaml").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no run that resume=true could go on with"):
+        train(config, resume=True)
+    with pytest.raises(InputError, match=r"holds config.yaml, written by something else"):
+        train(config, overwrite=True)
+    assert (folder / "config.yaml").read_text() == "mine"
+    (folder / "config.yaml").unlink()
     assert train(config, resume=True).is_dir()
-    assert not (folder / ".tmp-run.json").exists()
+    assert not (folder / ".tmp-run.json-7").exists()
+    (folder / "config.yaml").unlink()  # killed just after run.json was written
+    assert train(config, resume=True).is_dir()
+    assert load_config(folder / "config.yaml").lr == config["lr"]
 
 
 def test_resumed_run_keeps_the_budget_that_it_came_down_to(config: dict, capsys: pytest.CaptureFixture) -> None:

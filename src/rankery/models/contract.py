@@ -16,13 +16,12 @@ import torch
 
 from rankery.data.template import PairTemplate
 from rankery.errors import InputError
-from rankery.models.folders import written_aside
+from rankery.models.folders import CONTRACT_FILE, written_aside
 from rankery.models.lora import has_adapters, save_adapters
 
 if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
 
-CONTRACT_FILE = "rankery.json"
 FORMAT_VERSION = 1
 CONTRACT_KEYS = (
     *("model_type", "num_labels", "max_len", "query_format", "document_format", "template", "min_label", "max_label"),

@@ -1,19 +1,23 @@
 """Folders that are whole or absent: written aside, synced, renamed.
 
-Contract: nobody ever reads half of one under its name; what a killed process leaves is called `.tmp-NAME-...`, or `.old-NAME-PID`
-where it was about to be replaced. Rejected: writing in place behind a marker file, which every reader would have to know.
+Contract: nobody ever reads half of one under its name; what a killed process leaves is called `.tmp-NAME-...`, or `.old-NAME-...`
+where it was about to be replaced or removed. Of these only the files that rankery wrote are deleted: models and checkpoints list
+them. Rejected: writing in place behind a marker file, which every reader would have to know.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rankery.errors import InputError
+
+CONTRACT_FILE, STATE_FILE = "rankery.json", "state.json"  # of a model and of a checkpoint; both list its "files"
 
 
 @contextmanager
@@ -61,4 +65,38 @@ def replace(aside: Path, folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        dispose(old, folder)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a model or checkpoint so that no half of it is ever seen under its name; what rankery did not write stays there."""
+    gone = folder.with_name(f".old-{folder.name}")
+    folder.rename(gone)
+    dispose(gone, folder)
+
+
+def dispose(gone: Path, place: Path) -> None:
+    """Deletes what rankery wrote of a folder that was moved away from `place`; the rest goes back there."""
+    for path in [*_written(gone / "model"), *_written(gone)]:
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in sorted(gone.rglob("*"), reverse=True):  # what is in a folder before the folder
+        back = place / path.relative_to(gone)
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            elif not back.exists():
+                back.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(back)
+    with suppress(OSError):
+        gone.rmdir()
+
+
+def _written(folder: Path) -> list[Path]:
+    """What rankery wrote into a model or checkpoint; the lists of it last, so that a killed deletion can be taken up."""
+    names = [path.name for path in folder.glob("optimizer-*-of-*.safetensors")]  # also where the list is damaged
+    for listing in (CONTRACT_FILE, STATE_FILE):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            names += json.loads((folder / listing).read_text(encoding="utf-8"))["files"]
+    return [folder / name for name in (*names, CONTRACT_FILE, STATE_FILE)]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -22,13 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rankery.errors import InputError
-from rankery.models.contract import CONTRACT_FILE
-from rankery.models.folders import written_aside
+from rankery.models.folders import CONTRACT_FILE, STATE_FILE, remove, written_aside
 
 if TYPE_CHECKING:
     from rankery.training.engine import Engine
-
-STATE_FILE = "state.json"
 
 
 def numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
@@ -99,13 +95,6 @@ def named_best(folder: Path) -> set[int]:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # damaged: a resumption goes on from an older one, and says so where its best model is gone
     return set()
-
-
-def remove(path: Path) -> None:
-    """Deletes a folder so that no half of it is ever seen under its name."""
-    gone = path.with_name(f".old-{path.name}")
-    path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _measure(path: Path) -> list[int]:

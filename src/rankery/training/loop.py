@@ -15,6 +15,7 @@ import torch
 from rankery.data.collate import Work
 from rankery.models.card import model_card
 from rankery.models.contract import write_model_directory
+from rankery.models.folders import remove
 from rankery.models.folders import replace as replace_folder
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
@@ -170,7 +171,7 @@ def _drop_future_best(run: Run, step: int) -> None:
     if run.engine.is_main:
         for at, path in checkpoint.numbered(run.folder, "best"):
             if at > step:
-                checkpoint.remove(path)
+                remove(path)
 
 
 def _finish(run: Run, state: dict[str, Any]) -> Path:

@@ -1,11 +1,13 @@
 """The output folder: who owns it, whether a run may write there, and how it is claimed.
 
-    output_dir/run.json, config.yaml, metrics.jsonl, tensorboard/
+    output_dir/run.json                 says that the folder is a run's, and of which data and configuration
+    output_dir/config.yaml              the same configuration, for people and for another run
+    output_dir/metrics.jsonl, tensorboard/, wandb/
     output_dir/checkpoints/             see checkpoint.py
     output_dir/model/                   appears when the run is done
 
-Contract: everything is checked before anything is written; run.json says that a folder is a run's; nothing that a run did not
-write is deleted. Rejected: deleting whole folders by their names, which people put their own files into.
+Contract: everything is checked before anything is written; nothing that a run did not write is deleted, and nothing that it is
+about to read. Rejected: deleting whole folders by their names, which people put their own files into.
 """
 
 from __future__ import annotations
@@ -15,24 +17,27 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rankery.config import RESUME_FREE, TrainConfig, dump_config, load_config
 from rankery.errors import InputError
-from rankery.models.contract import CONTRACT_FILE, foreign_files
-from rankery.training.checkpoint import numbered, remove
+from rankery.models.contract import foreign_files
+from rankery.models.folders import CONTRACT_FILE, dispose, remove
+from rankery.training.checkpoint import numbered
+from rankery.training.tracking import METRICS_FILE, remove_traces
 
-RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
-BUDGET_FILE = "token_budget"
-OURS = ("metrics.jsonl", "tensorboard", "wandb", "checkpoints", "model", CONFIG_FILE, RUN_FILE)  # who owns it: last
+RUN_FILE, CONFIG_FILE, BUDGET_FILE = "run.json", "config.yaml", "token_budget"
+RUN_KEYS = {"run_id": str, "data": list, "batch": int, "config": dict}
+OURS = (METRICS_FILE, "tensorboard", "wandb", "checkpoints", "model", CONFIG_FILE, RUN_FILE)
 LEFTOVER = re.compile(
     r"\.(tmp|old)-(checkpoint_\d+|best_\d+|last_\d+|model|config\.yaml|run\.json|token_budget|optimizer)(-.*)?"
 )
 
 
-def check_output_dir(config: TrainConfig) -> None:
-    """Whether the run may write there; writes nothing.
+def check_output_dir(config: TrainConfig, data: Sequence[Path]) -> None:
+    """Whether the run, which reads `data`, may write there; writes nothing.
 
     Raises:
         InputError: a folder that is taken, or a resumption of a run with another configuration.
@@ -44,48 +49,90 @@ def check_output_dir(config: TrainConfig) -> None:
             what = "cannot be written to" if existing.is_dir() else "is a file"
             raise InputError(f"{name} is {path}, but {existing} {what}; choose another folder")
     # What a run leaves that was killed before it owned the folder.
-    started = {path for path in folder.glob("*") if LEFTOVER.fullmatch(path.name) or path.name == CONFIG_FILE}
-    is_run = (folder / RUN_FILE).is_file()
-    if not folder.is_dir() or not set(folder.iterdir()) - (started if config.resume and not is_run else set()):
+    started = {path for path in _leftovers(folder) if config.resume and not (folder / RUN_FILE).exists()}
+    if not folder.is_dir() or not set(folder.iterdir()) - started:
         return
-    if is_run and (config.resume or config.overwrite):
-        foreign = foreign_files(folder / "model")
-        if foreign:
-            raise InputError(
-                f"{folder / 'model'} holds {', '.join(foreign)}, which rankery did not write and would have to delete; move "
-                "it away"
-            )
-    if config.resume and is_run:
-        _check_same_run(config, folder)
-    elif config.overwrite and not is_run:
-        taken = [name for name in OURS if (folder / name).exists()]
-        if taken:
-            raise InputError(
-                f"output_dir {folder} holds {', '.join(taken)}, written by something else; choose another folder"
-            )
-    elif not config.overwrite:
-        what = "holds another run" if is_run else "is not empty"
+    if not (config.resume or config.overwrite):
+        what = "holds another run" if (folder / RUN_FILE).is_file() else "is not empty"
         raise InputError(f"output_dir {folder} {what}; choose another folder, or set resume=true or overwrite=true")
-
-
-def _check_same_run(config: TrainConfig, folder: Path) -> None:
-    old = load_config(folder / CONFIG_FILE).model_dump()
-    new = config.model_dump()
+    run = read_run(folder)
+    if run is None:
+        _check_no_run(config, folder)
+        return
+    models = [path for path in (folder / "checkpoints").glob("*") if re.fullmatch(r"(best|last)_\d+", path.name)]
     problems = [
-        f"resume: {key} was {old[key]!r} in {folder / CONFIG_FILE}, got {new[key]!r}; a resumed run keeps it"
+        f"{path} holds {', '.join(foreign)}, which rankery did not write and would have to delete; move it away"
+        for path in [folder / "model", *sorted(models)]
+        if (foreign := foreign_files(path))
+    ]
+    problems += _changed(config, run, folder) if config.resume else _read_and_deleted(config, folder, data)
+    if problems:
+        raise InputError(problems)
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """What run.json says of the run that owns a folder; None where there is none.
+
+    Raises:
+        InputError: the file is damaged, or something else wrote it.
+    """
+    file = folder / RUN_FILE
+    if not file.is_file():
+        return None
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        wrong = [key for key, kind in RUN_KEYS.items() if not isinstance(run.get(key), kind)]
+        reason = f"no valid {', '.join(wrong)}" if wrong else ""
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error)
+    if reason:
+        raise InputError(
+            f"{file}: is not what rankery writes there ({reason}); restore it, or choose another output_dir: this one may be "
+            "somebody else's"
+        )
+    return run
+
+
+def _check_no_run(config: TrainConfig, folder: Path) -> None:
+    """A folder that holds something, but no run."""
+    taken = [name for name in OURS if (folder / name).exists()]
+    if config.resume:
+        raise InputError(
+            f"output_dir {folder} is not empty and holds no run that resume=true could go on with; choose another folder"
+        )
+    if taken:
+        raise InputError(
+            f"output_dir {folder} holds {', '.join(taken)}, written by something else; choose another folder"
+        )
+
+
+def _changed(config: TrainConfig, run: dict[str, Any], folder: Path) -> list[str]:
+    """Keys that a resumption may not change, and does."""
+    old, new = load_config(run["config"]).model_dump(), config.model_dump()
+    return [
+        f"resume: {key} was {old[key]!r} in {folder / RUN_FILE}, got {new[key]!r}; a resumed run keeps it"
         for key in old
         if key not in RESUME_FREE and old[key] != new[key]
     ]
-    if problems:
-        raise InputError(problems)
+
+
+def _read_and_deleted(config: TrainConfig, folder: Path, data: Sequence[Path]) -> list[str]:
+    """What this run wants to read of the run that it replaces."""
+    ours = [(folder / name).resolve() for name in OURS]
+    inputs = [("model_name_or_path", Path(config.model_name_or_path).expanduser()), *(("a data file", p) for p in data)]
+    return [
+        f"{name} is {path}, which overwrite=true would delete with the run in {folder}; choose another output_dir, or copy it "
+        "elsewhere first"
+        for name, path in inputs
+        if any(path.resolve().is_relative_to(own) for own in ours)
+    ]
 
 
 def token_budget(config: TrainConfig, state: dict[str, Any]) -> int | None:
     """The budget of a run: the configuration's; of a resumed one what it had come down to, unless told anew."""
     folder = Path(config.output_dir)
-    if not config.resume or not (folder / RUN_FILE).is_file():
-        return config.token_budget
-    if config.token_budget not in (None, load_config(folder / CONFIG_FILE).token_budget):
+    run = read_run(folder) if config.resume else None
+    if run is None or config.token_budget not in (None, run["config"].get("token_budget")):
         return config.token_budget
     lowered = folder / "checkpoints" / BUDGET_FILE  # also of a run that had to stop before its first checkpoint
     return int(lowered.read_text()) if lowered.is_file() else state.get("token_budget", config.token_budget)
@@ -103,9 +150,8 @@ def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, An
         InputError: a resumed run whose data or number of pairs a step changed.
     """
     folder = Path(config.output_dir)
-    run_file = folder / RUN_FILE
-    if config.resume and run_file.is_file():
-        run = json.loads(run_file.read_text())
+    run = read_run(folder)
+    if config.resume and run is not None:
         _restore_model(folder)
         if run["data"] != data_keys:
             raise InputError(
@@ -117,14 +163,16 @@ def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, An
                 f"this launch makes it {batch}; start as many processes as before, or change the other two to match"
             )
     else:
-        if run_file.is_file():
-            _remove_run(folder)
+        if run is not None:
+            _remove_run(folder, run["run_id"])
+            (folder / CONFIG_FILE).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        run = {"run_id": uuid.uuid4().hex[:12], "data": data_keys, "batch": batch}
-        _write_whole(folder / CONFIG_FILE, dump_config(config.model_copy(update={"resume": False, "overwrite": False})))
-        _write_whole(run_file, json.dumps(run))
-    for leftover in _leftovers(folder):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        own = config.model_copy(update={"resume": False, "overwrite": False})
+        run = {"run_id": uuid.uuid4().hex[:12], "data": data_keys, "batch": batch, "config": own.model_dump()}
+        _write_whole(folder / RUN_FILE, json.dumps(run))  # from here on the folder is ours
+    if not (folder / CONFIG_FILE).exists():
+        _write_whole(folder / CONFIG_FILE, dump_config(load_config(run["config"])))
+    _clear_leftovers(folder)
     (folder / "checkpoints").mkdir(exist_ok=True)
     return run
 
@@ -136,19 +184,31 @@ def _restore_model(folder: Path) -> None:
         moved[0].rename(folder / "model")
 
 
-def _remove_run(folder: Path) -> None:
-    """Removes what a run wrote; in checkpoints/ other things stay."""
+def _remove_run(folder: Path, run_id: str) -> None:
+    """Removes what a run wrote, but for the two files that are replaced; other things stay."""
     for path in [path for kind in ("checkpoint", "best", "last") for _, path in numbered(folder, kind)]:
         remove(path)
     (folder / "checkpoints" / BUDGET_FILE).unlink(missing_ok=True)
-    for path in (folder / name for name in OURS if name != "checkpoints"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if (folder / "model").is_dir():
+        remove(folder / "model")
+    remove_traces(folder, run_id)
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    """Half-written folders of a killed run."""
+    """Half-written and half-removed things of a killed run."""
     places = (folder, folder / "checkpoints")
     return [path for place in places for path in place.glob(".*") if LEFTOVER.fullmatch(path.name)]
+
+
+def _clear_leftovers(folder: Path) -> None:
+    for path in _leftovers(folder):
+        kind, name, _ = LEFTOVER.fullmatch(path.name).groups()  # type: ignore[union-attr]
+        if not path.is_dir():
+            path.unlink()
+        elif kind == "tmp":
+            shutil.rmtree(path)
+        else:
+            dispose(path, path.with_name(name))
 
 
 def _write_whole(path: Path, text: str) -> None:

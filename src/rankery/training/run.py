@@ -98,7 +98,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     """Checks everything, tokenises, loads the model, claims the output folder."""
     labels = LabelRange(config.min_label, config.max_label)
     files = engine.on_main(lambda: _find_files(config))
-    engine.on_main(lambda: output.check_output_dir(config))
+    engine.on_main(lambda: output.check_output_dir(config, [path for paths in files.values() for path in paths]))
     found = None
     if config.resume and (Path(config.output_dir) / output.RUN_FILE).is_file():
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(Path(config.output_dir), print))

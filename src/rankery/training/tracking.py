@@ -1,15 +1,18 @@
 """What a run shows: metrics.jsonl and a tracker (tensorboard or wandb), continued when a run resumes; a progress bar.
 
 Contract: metrics.jsonl has one JSON object an event, with `step`; a resumed run first cuts it to the bytes it had at its
-checkpoint, so that it ends up as the uninterrupted run's. Values that depend on the clock go to the tracker only.
+checkpoint, so that it ends up as the uninterrupted run's. Values that depend on the clock go to the tracker only. What a tracker
+writes has the run's id in its name, by which it is found when the run is replaced.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +36,9 @@ class Tracker:
         if log_with == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
+            self.board = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=step + 1 if step else 0, filename_suffix=f".{run_id}"
+            )
         elif log_with == "wandb":
             import wandb
 
@@ -60,6 +65,21 @@ class Tracker:
             self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def remove_traces(folder: Path, run_id: str) -> None:
+    """Deletes metrics.jsonl and what the trackers wrote of a run; what else is in their folders stays."""
+    (folder / METRICS_FILE).unlink(missing_ok=True)
+    for path in folder.glob(f"tensorboard/events.out.tfevents.*.{run_id}"):
+        path.unlink()
+    for path in folder.glob(f"wandb/*run-*-{run_id}"):
+        shutil.rmtree(path)
+    for path in (folder / "wandb" / name for name in ("latest-run", "debug.log", "debug-internal.log")):
+        if path.is_symlink() and not path.exists():
+            path.unlink()
+    for name in ("tensorboard", "wandb"):
+        with suppress(OSError):
+            (folder / name).rmdir()
 
 
 class Progress:
