@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import ROOT, launch, run_python
@@ -48,6 +51,59 @@ def test_processes_without_a_launcher(config: dict, llama: Path, engine: str) ->
     assert done.returncode == 0, done.stderr
     assert f"engine {engine}, 2 processes" in done.stdout
     assert (Path(config["output_dir"]) / "model" / "rankery.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "processes"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM, "2"),
+        (signal.SIGINT, 130, "2"),
+        (signal.SIGTERM, 128 + signal.SIGTERM, "1"),
+    ],
+)
+def test_a_stopped_launch_leaves_no_process(config: dict, number: int, status: int, processes: str) -> None:
+    """The signal goes to the command alone, as from a scheduler or `kill`."""
+    words = [f"{key}={value}" for key, value in {**config, "epochs": 10000}.items()]
+    command = [
+        sys.executable, "-m", "rankery.cli", "train", "--processes", processes, "--engine", "ddp", *words
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any("tokens a step" in line for line in process.stdout), process.stderr
+        tree = psutil.Process(process.pid).children(recursive=True)
+        assert len(tree) > int(processes)  # the launcher, and what it started
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert (said.count("interrupted; resume=true goes on") == 1) == (number == signal.SIGINT)
+    _, alive = psutil.wait_procs(tree, timeout=5)
+    assert not alive
+    assert not [
+        child for child in psutil.process_iter(["cmdline"]) if config["output_dir"] in str(child.info["cmdline"])
+    ]
+
+
+def test_a_launch_that_is_stopped_while_it_starts() -> None:
+    code = (
+        "import os, signal, subprocess, sys, time\n"
+        "from rankery import launcher\n"
+        "class Late(subprocess.Popen):\n"
+        "    def __init__(self, *rest, **options):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        super().__init__(*rest, **options)\n"
+        "subprocess.Popen = Late\n"
+        "sys.exit(launcher._run_to_the_end([sys.executable, '-c', 'import time; time.sleep(60)']))"
+    )
+    begun = time.monotonic()
+    assert run_python(code).returncode == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 50
 
 
 def test_a_launcher_within_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

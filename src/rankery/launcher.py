@@ -1,16 +1,19 @@
 """`rankery train --processes N --engine E`: what `accelerate launch` with one of the shipped launch files does.
 
-Contract: the command is run again in N processes by accelerate's launcher; its exit status is ours. The launch files in config/
-are these settings with comments (a test compares them), and an installed package needs none. Rejected: starting processes
-ourselves; accelerate and torchrun know how to end all when one fails.
+Contract: the command is run again in N processes by accelerate's launcher; its exit status is ours, and a signal that asks us to
+stop ends them all. The launch files in config/ are these settings with comments (a test compares them), and an installed package
+needs none. Rejected: starting processes ourselves; accelerate and torchrun know how to end all when one fails.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,11 +47,15 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def launch(processes: int, engine: str, words: Sequence[str]) -> int:
     """Runs `rankery` with `words` in several processes of this machine; returns the exit status.
 
     Raises:
         InputError: DeepSpeed is asked for and not installed, which accelerate would say in a traceback.
+        KeyboardInterrupt: after all of them have ended.
     """
     import yaml
 
@@ -61,4 +68,39 @@ def launch(processes: int, engine: str, words: Sequence[str]) -> int:
         file.write_text(yaml.safe_dump({**COMMON, **ENGINES[engine], "num_processes": processes}))
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
         command += ["--main_process_port", "0", "--module", "rankery.cli", *words]  # port 0: any that is free
-        return subprocess.run(command).returncode
+        return _run_to_the_end(command)
+
+
+def _run_to_the_end(command: list[str]) -> int:
+    """Exit status of a launcher; 128 + the number of the signal that stopped us, after all processes have ended.
+
+    The launcher leads a group of its own, so that a terminal's Ctrl-C reaches it once, from us: asked twice, it would leave its
+    processes behind. It is always asked by SIGTERM, which lets its processes end without a word each.
+    """
+    received: list[int] = []
+    launcher: subprocess.Popen[bytes] | None = None
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        if launcher is not None and len(received) == 1:
+            _end(launcher)
+
+    # A signal that is ignored, as under nohup, stays so.
+    handled = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in handled}
+    try:
+        launcher = subprocess.Popen(command, start_new_session=True)
+        if received:  # while it was being started
+            _end(launcher)
+        status = launcher.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    return 128 + received[0] if received else status
+
+
+def _end(launcher: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(launcher.pid, signal.SIGTERM)
