@@ -92,6 +92,36 @@ def test_places_that_cannot_be_written(config: dict, model: str, tmp_path: Path,
     assert source.read_text()
 
 
+def test_what_the_system_refuses_is_one_line(config: dict, model: str, tmp_path: Path) -> None:
+    """Standard output without room, a result that cannot be written, data that cannot be read."""
+    source = write_rows(tmp_path / "q.jsonl", [{"query": "sun", "documents": ["sea"]}])
+    code = "import sys; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
+    full = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n" + code
+    evaluate = ["evaluate", "--model", model, "--data", config["val_dataset"]]
+    no_memory = [f"{key}={value}" for key, value in {**config, "train_dataset": "/proc/self/mem"}.items()]
+    for program, words, status, message in (
+        (full, ["rerank", "--model", model, "--input", str(source)], 1, "No space left on device"),
+        (full, evaluate, 1, "No space left on device"),
+        (code, ["rerank", "--model", model, "--input", str(source), "--output", "/dev/full"], 1, "No space left"),
+        (code, ["train", *no_memory, "overwrite=true"], 2, "/proc/self/mem: cannot be read: [Errno 5]"),
+    ):
+        done = run_python(program, *words)
+        assert done.returncode == status, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+
+
+def test_results_that_are_folders_are_said_before_scoring(
+    config: dict, model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "e" / "qrels.trec").mkdir(parents=True)
+    words = ["--model", model, "--data", config["val_dataset"], "--output", str(tmp_path / "e")]
+    assert main(["evaluate", *words]) == 2
+    assert "qrels.trec, which cannot be written" in capsys.readouterr().err
+    assert not (tmp_path / "e" / "metrics.json").exists()
+
+
 def test_numbers_out_of_range(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = str(write_rows(tmp_path / "q.jsonl", [{"query": "sun", "documents": ["sea"]}]))
     for words, message in (

@@ -640,6 +640,30 @@ sys.exit(main(["train", *{[f"{key}={value}" for key, value in {**config, "best_m
     assert train({**config, "best_metric": None}, resume=True).is_dir()
 
 
+def test_full_disk_under_the_metrics(config: dict) -> None:
+    """A file-size limit again; the resumed run ends as if nothing had happened."""
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from rankery.training import loop
+original = loop.train_step
+def limited(run, number, works):
+    if number == 8:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    return original(run, number, works)
+loop.train_step = limited
+from rankery.cli import main
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+    done = run_python(code, *[f"{key}={value}" for key, value in config.items()])
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "metrics.jsonl: could not be written: [Errno 27]" in done.stderr
+    folder = train(config, resume=True).parent
+    steps = [row["step"] for row in map(json.loads, (folder / "metrics.jsonl").open()) if "loss" in row]
+    assert steps == list(range(1, 13))
+
+
 def test_tensorboard_run_goes_on(config: dict) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -14,7 +14,9 @@ from rankery.launcher import ENGINES, launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; 0 when done, 2 for bad input (said on standard error), 130 when interrupted."""
+    """Runs a verb: 0 when done; else, said on standard error, 1 where the system refuses (a full disk), 2 for bad input, 130 when
+    interrupted.
+    """
     arguments, unknown = _parser().parse_known_args(argv)
     arguments.words = list(sys.argv[1:] if argv is None else argv)
     if hasattr(arguments, "overrides"):  # key=value words may stand anywhere, and start with --
@@ -22,20 +24,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif unknown:
         _parser().error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return arguments.run(arguments) or 0
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return status
     except InputError as error:
-        process = os.environ.get("RANK", "0")
-        if process == "0" or not error.shared:
-            who = "" if process == "0" else f"process {process}: "
-            for line in str(error).splitlines():
-                print(f"error: {who}{line}", file=sys.stderr)
+        _say(error)
         return 2
     except BrokenPipeError:  # the reader of our output has gone: head, say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 1
+    except OSError as error:
+        _say(error)
+        _drop_output()
         return 1
     except KeyboardInterrupt:
         print("interrupted; resume=true goes on from the newest checkpoint", file=sys.stderr)
         return 130
+
+
+def _say(error: Exception) -> None:
+    """One line for each problem; of an error that all processes share, from the first alone."""
+    process = os.environ.get("RANK", "0")
+    if process == "0" or not getattr(error, "shared", False):
+        who = "" if process == "0" else f"process {process}: "
+        for line in str(error).splitlines():
+            print(f"error: {who}{line}", file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -97,13 +97,23 @@ def expand_paths(spec: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def content_digest(paths: Sequence[Path]) -> str:
-    """Hex digest of the files' bytes, in order."""
+    """Hex digest of the files' bytes, in order.
+
+    Raises:
+        InputError: files that cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    problems: list[str] = []
     for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip")
         digest.update(b"\0next file\0")
+    if problems:
+        raise InputError(problems)
     return digest.hexdigest()
 
 

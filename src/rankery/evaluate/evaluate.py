@@ -38,7 +38,8 @@ def evaluate_model(
 
     paths = expand_paths(list(data))
     if output is not None:
-        _check_writable(output / "metrics.json")
+        for name in ("metrics.json", "run.trec", "qrels.trec"):
+            _check_writable(output / name)
     reranker = open_reranker(model, prompt, device=device, dtype=dtype)
     low, high = reranker.labels
     min_label = low if min_label is None else min_label
@@ -113,7 +114,7 @@ def _requests(lines: Any, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _check_writable(file: Path) -> None:
-    """The nearest folder that is there must take a new file."""
-    existing = next(parent for parent in file.absolute().parents if parent.exists())
-    if file.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"output is {file}, which cannot be written in {existing}; choose another place")
+    """What is there, the file or else the nearest folder above it, must be writable."""
+    existing = next(path for path in (file.absolute(), *file.absolute().parents) if path.exists())
+    if file.is_dir() or not (file.exists() or existing.is_dir()) or not os.access(existing, os.W_OK):
+        raise InputError(f"output is {file}, which cannot be written: check {existing}, or choose another place")

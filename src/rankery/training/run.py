@@ -197,14 +197,14 @@ def _prepare_data(
     config: TrainConfig, files: dict[str, list[Path]], reranker: Reranker, labels: LabelRange, cache: Path
 ) -> dict[str, str]:
     """Checks all files that are not in the cache, then tokenises them; returns the names of the cache folders."""
-    keys = {name: cache_key(paths, reranker.tokenizer, reranker.template, labels) for name, paths in files.items()}
+    keys: dict[str, str] = {}
     problems: list[str] = []
     summaries: dict[str, DataSummary] = {}
     for name, paths in files.items():
-        if is_cached(cache / keys[name]):
-            continue
         try:
-            summaries[name] = check_records(paths, labels)
+            keys[name] = cache_key(paths, reranker.tokenizer, reranker.template, labels)
+            if not is_cached(cache / keys[name]):
+                summaries[name] = check_records(paths, labels)
         except InputError as error:
             problems += error.problems
     if problems:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from rankery.errors import InputError
+
 if TYPE_CHECKING:
     from rankery.training.run import Run
 
@@ -45,9 +47,18 @@ class Tracker:
             self.wandb = wandb.init(project="rankery", id=run_id, resume="allow", dir=str(folder), config=config)
 
     def log(self, step: int, values: dict[str, float], clocked: dict[str, float] | None = None) -> None:
-        """Logs values at a step; `clocked` ones (rates, times) do not go to metrics.jsonl."""
-        self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-        self.file.flush()
+        """Logs values at a step; `clocked` ones (rates, times) do not go to metrics.jsonl.
+
+        Raises:
+            InputError: the disk is full or not writable.
+        """
+        try:
+            self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self.file.name}: could not be written: {error}; make room, then go on with resume=true"
+            ) from error
         for key, value in {**values, **(clocked or {})}.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, step)
