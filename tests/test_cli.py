@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -60,6 +61,26 @@ def test_rerank_files(model: str, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert row["id"] == 7
     assert scores == sorted(scores, reverse=True)
     assert all(0 < score < 1 for score in scores)
+
+
+def test_rerank_reads_gzip_and_writes_utf8(model: str, tmp_path: Path) -> None:
+    """Under an ASCII terminal, and with half a character in a key that is kept."""
+    source = tmp_path / "q.jsonl.gz"
+    rows = [{"query": "月亮", "documents": ["sea", "太阳"]}, {"id": "\ud800", "query": "sun", "documents": ["sea"]}]
+    source.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    code = "import sys; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["rerank", "--model", model, "--input", str(source)]
+    done = run_python(f"import sys; sys.stdout.reconfigure(encoding='ascii')\n{code}", *words)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["query"] for row in found] == ["月亮", "sun"]
+    assert {entry["document"] for entry in found[0]["ranking"]} == {"sea", "太阳"}
+    assert "太阳" in done.stdout
+    assert found[1]["id"] == "\ud800"
+    source.write_bytes(source.read_bytes()[:-12])
+    done = run_python(code, *words)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "q.jsonl.gz: cannot be read: Compressed file ended" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from rankery.data.records import LabelRange, check_records, expand_paths, is_text, read_records
 from rankery.errors import InputError
@@ -74,11 +76,14 @@ def rerank_file(
     prompt: str | None = None,
     **options: Any,
 ) -> None:
-    """Ranks the documents of each JSONL line; writes {..., "ranking": [{"index", "score", "document"}]} lines as they come."""
+    """Ranks the documents of each JSONL line; writes {..., "ranking": [{"index", "score", "document"}]} lines as they come.
+
+    Files and standard streams hold UTF-8, whatever the terminal's encoding; a source that ends in .gz is unpacked.
+    """
     from rankery.models.opening import open_reranker
 
     if source is not None and not Path(source).is_file():
-        raise InputError(f"{source}: does not exist; expected a JSONL file")
+        raise InputError(f"{source}: does not exist; expected a .jsonl or .jsonl.gz file")
     if target is not None:
         _check_writable(Path(target))
         if source is not None and Path(target).exists() and Path(source).samefile(target):
@@ -87,19 +92,31 @@ def rerank_file(
     with ExitStack() as stack:
         if target is not None:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
-        lines = stack.enter_context(open(source, "rb")) if source else sys.stdin.buffer
-        out: TextIO = stack.enter_context(open(target, "w", encoding="utf-8")) if target else sys.stdout
-        for row in _requests(lines, source or "standard input"):
+        lines: Any = sys.stdin.buffer
+        if source:
+            lines = stack.enter_context(gzip.open(source) if source.endswith(".gz") else open(source, "rb"))
+        out: BinaryIO = stack.enter_context(open(target, "wb")) if target else sys.stdout.buffer
+        for row in _requests(_readable(lines, source or "standard input"), source or "standard input"):
             ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
             rest = {key: value for key, value in row.items() if key != "documents"}
-            print(
-                json.dumps({**rest, "ranking": [entry._asdict() for entry in ranking]}, ensure_ascii=False),
-                file=out,
-                flush=True,
-            )
+            out.write(_line({**rest, "ranking": [entry._asdict() for entry in ranking]}))
+            out.flush()
 
 
-def _requests(lines: Any, name: str) -> Iterator[dict[str, Any]]:
+def _line(row: dict[str, Any]) -> bytes:
+    """A line of JSON; what UTF-8 cannot hold, half a character in a key that is kept, stays the escape that it was."""
+    text = json.dumps(row, ensure_ascii=False)
+    return (text if is_text(text) else json.dumps(row)).encode() + b"\n"
+
+
+def _readable(lines: Iterable[bytes], name: str) -> Iterator[bytes]:
+    try:
+        yield from lines
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{name}: cannot be read: {error}; expected JSONL, plain or gzip") from error
+
+
+def _requests(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
