@@ -173,6 +173,43 @@ def test_best_model_is_kept_and_patience_stops(config: dict) -> None:
     assert f"for {best[1]} steps" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_whether_training_has_made_it_better_is_said(
+    config: dict, tmp_path: Path, capsys: pytest.CaptureFixture, better: bool
+) -> None:
+    """Also by a run that is resumed: what it started from was measured before it was interrupted."""
+    first = train(config, epochs=12)
+    assert "The model is better than what it started from: nDCG@10 0." in capsys.readouterr().out
+    # From the trained model on: with the same data, or with labels that are the other way round.
+    again = {
+        "model_name_or_path": str(first),
+        "epochs": 2,
+        "output_dir": str(tmp_path / "again"),
+        "best_metric": "loss",
+    }
+    if not better:
+        rows = [json.loads(line) for line in Path(config["train_dataset"]).open()]
+        turned = [{**row, "pos": row["neg"], "neg": row["pos"]} for row in rows]
+        again |= {"train_dataset": str(write_rows(tmp_path / "turned.jsonl", turned))}
+    folder = train(config, **again).parent
+    said = capsys.readouterr().out
+    rows = [row for row in map(json.loads, (folder / "metrics.jsonl").open()) if "val/loss" in row]
+    before, after = rows[0]["val/loss"], min(row["val/loss"] for row in rows[1:])
+    assert (after < before) == better
+    word = "better" if better else "NOT better"
+    sentence = f"The model is {word} than what it started from: loss {before:.4f} before training, {after:.4f} after"
+    assert sentence in said
+    assert f"validation before training -> after: loss {before:.4f} -> {after:.4f}, nDCG@10" in said
+    card = (folder / "model" / "README.md").read_text()
+    assert f"| loss | {before:.4f} | {after:.4f} |" in card
+    assert sentence in card
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint_12")
+    train(config, **again, resume=True)
+    resumed = capsys.readouterr().out
+    assert f"{word} than what it started from: loss {before:.4f} before training" in resumed
+
+
 def test_graded_labels_and_classes(config: dict, tmp_path: Path) -> None:
     rows = [{"query": f"sun {i}", "pos": ["sun sun", "sun sea", "sea hill"], "pos_scores": [2, 1, 0]} for i in range(8)]
     data = str(write_rows(tmp_path / "graded.jsonl", rows))
@@ -513,6 +550,7 @@ def test_what_is_said_at_the_start_and_after_an_epoch(
     assert "1 step (1 epoch of 1), 8 pairs" in said
     assert "of computed tokens are padding" in said
     assert said.count("epoch 1: loss") == 1
+    assert "Without val_dataset nobody has measured whether the model is better" in said
 
 
 def test_soft_labels_are_validated_by_rank_correlation(config: dict, tmp_path: Path) -> None:
@@ -527,7 +565,7 @@ def test_soft_labels_are_validated_by_rank_correlation(config: dict, tmp_path: P
     (*_, last) = [row for row in map(json.loads, (folder / "metrics.jsonl").open()) if "val/loss" in row]
     assert {key for key in last if key.startswith("val/")} == {"val/loss", "val/nDCG@10", "val/Kendall"}
     assert last["val/Kendall"] == last["val/nDCG@10"] == 1.0
-    assert "| Kendall | 1.0000 |" in (folder / "model" / "README.md").read_text()
+    assert re.search(r"\| Kendall \| -?\d\.\d{4} \| 1\.0000 \|", (folder / "model" / "README.md").read_text())
 
 
 def test_gradients_are_summed_in_fp32_under_bf16(config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rankery.models.llm_decoder import LLMDecoder
@@ -11,12 +12,19 @@ if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
 
 
-def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float], step: int, data: str) -> str:
-    """Markdown with the metadata block that model hubs read; `data` is the summary of the data sets."""
-    rows = "\n".join(f"| {key} | {value:.4f} |" for key, value in metrics.items())
-    table = (
-        f"| metric on {config.val_dataset} | value |\n|---|---|\n{rows}" if metrics else "No validation data was given."
-    )
+def model_card(
+    config: TrainConfig, reranker: Reranker, before: dict[str, float], after: dict[str, float], step: int, data: str
+) -> str:
+    """Markdown with the metadata block that model hubs read.
+
+    Args:
+        before: validation metrics of what training started from.
+        after: those of the model; both empty without validation data.
+        data: the summary of the data sets.
+    """
+    rows = "\n".join(f"| {key} | {before.get(key, math.nan):.4f} | {value:.4f} |" for key, value in after.items())
+    table = f"| metric on {config.val_dataset} | before training | after |\n|---|---|---|\n{rows}\n\n" if after else ""
+    table += f"{verdict(config, before, after)}."
     shown = (
         "max_len",
         "loss_type",
@@ -43,6 +51,19 @@ def model_card(config: TrainConfig, reranker: Reranker, metrics: dict[str, float
 
 """
     return _card(reranker, f"Reranker fine-tuned from {config.model_name_or_path}", config.model_name_or_path, about)
+
+
+def verdict(config: TrainConfig, before: dict[str, float], after: dict[str, float]) -> str:
+    """Whether training has made the model better, by the metric that chose it (nDCG@10 where none did)."""
+    if not (before and after):
+        return "Without val_dataset nobody has measured whether the model is better than what it started from"
+    name = config.best_metric if config.best_metric not in (None, "auto") else "nDCG@10"
+    assert name is not None
+    better = after[name] < before[name] if name == "loss" else after[name] > before[name]
+    values = f"{name} {before[name]:.4f} before training, {after[name]:.4f} after"
+    if better:
+        return f"The model is better than what it started from: {values}"
+    return f"The model is NOT better than what it started from: {values}"
 
 
 def plain_card(reranker: Reranker) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rankery.data.collate import Work
-from rankery.models.card import model_card
+from rankery.models.card import model_card, verdict
 from rankery.models.contract import write_model_directory
 from rankery.models.folders import remove
 from rankery.models.folders import replace as replace_folder
@@ -29,7 +29,7 @@ from rankery.training.validation import evaluate
 SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FRESH: dict[str, Any] = {
     "step": 0, "updates": 0, "metrics_bytes": 0, "best": None, "best_step": 0, "worse_evaluations": 0,
-    "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics": {},
+    "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics_before": {}, "metrics": {}, "best_metrics": {},
 }  # fmt: skip
 
 
@@ -125,12 +125,15 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     run.say(f"step {state['step']}: validation " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     if tracker is not None:
         tracker.log(state["step"], {f"val/{key}": value for key, value in metrics.items()})
+    if state["step"] == 0:
+        state["metrics_before"] = metrics
+        return
     name = _best_metric(run)
-    if name is None or state["step"] == 0:
+    if name is None:
         return
     value = -metrics[name] if name == "loss" else metrics[name]
     if state["best"] is None or value > state["best"]:
-        state.update(best=value, best_step=state["step"], worse_evaluations=0)
+        state.update(best=value, best_step=state["step"], best_metrics=metrics, worse_evaluations=0)
         _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
         # A run that is killed now goes on from the newest checkpoint, with the best model that this one names.
         run.engine.on_main(
@@ -140,9 +143,13 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
         state["worse_evaluations"] += 1
 
 
+def _card(run: Run, state: dict[str, Any]) -> str:
+    return model_card(run.config, run.reranker, state["metrics_before"], state["metrics"], state["step"], run.summary)
+
+
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
     weights = model_weights(run.engine.model_state(run.model, has_adapters(run.reranker.model)))
-    card = model_card(run.config, run.reranker, state["metrics"], state["step"], run.summary)
+    card = _card(run, state)
     run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
 
 
@@ -156,7 +163,7 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
         assert tracker is not None
         saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
         saved |= {"scaler": engine.scaler.state_dict(), "engine": engine.kind, "processes": engine.processes}
-        card = model_card(run.config, run.reranker, state["metrics"], state["step"], run.summary)
+        card = _card(run, state)
         checkpoint.write_checkpoint(
             run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),
             run.config.num_max_checkpoints,
@@ -181,6 +188,7 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
     """
     target, checkpoints = run.folder / "model", run.folder / "checkpoints"
     source, which = checkpoints / f"best_{state['best_step']}", f"the best by {_best_metric(run)}, of step"
+    metrics = state["best_metrics"]
     if not run.engine.on_main(source.is_dir):
         if run.engine.on_main(target.is_dir):
             run.say(f"model (finished before): {target}")
@@ -188,9 +196,15 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
         if state["best_step"]:
             run.say(f"note: {source} is gone; the last model is saved instead")
         source, which = checkpoints / f"last_{state['step']}", "of the last step,"
+        metrics = state["metrics"]
         _write_model(run, state, source)
     run.engine.on_main(lambda: _write_final(run, source, target))
     run.say(f"model ({which} {source.name.split('_')[1]}): {target}")
+    before = state["metrics_before"]
+    if before and metrics:
+        changes = [f"{key} {before[key]:.4f} -> {value:.4f}" for key, value in metrics.items()]
+        run.say(f"validation before training -> after: {', '.join(changes)}")
+    run.say(verdict(run.config, before, metrics))
     return target
 
 
