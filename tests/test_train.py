@@ -362,10 +362,27 @@ def test_bad_values(config: dict, change: dict, message: str) -> None:
     assert not Path(config["output_dir"]).exists()
 
 
-def test_missing_files_are_reported_together(config: dict) -> None:
+@pytest.mark.parametrize(
+    ("changes", "model_problem"),
+    [
+        ({"model_name_or_path": "./nowhere"}, "there is no such folder"),
+        ({"max_len": 4096}, "takes at most 128 tokens"),
+        ({"model_name_or_path": "nobody/nothing"}, None),  # would be downloaded: later
+    ],
+)
+def test_what_is_missing_or_taken_is_reported_together(config: dict, changes: dict, model_problem: str | None) -> None:
+    Path(config["output_dir"]).mkdir()
+    (Path(config["output_dir"]) / "notes.txt").write_text("mine")
     with pytest.raises(InputError) as caught:
-        train(config, train_dataset="nowhere.jsonl", val_dataset="nor/here.jsonl")
-    assert len(caught.value.problems) == 2
+        train(config, train_dataset="nowhere.jsonl", val_dataset="nor/here.jsonl", **changes)
+    expected = [
+        "nowhere.jsonl: does not exist",
+        "nor/here.jsonl: does not exist",
+        "is not empty; choose another folder",
+    ]
+    expected += [model_problem] if model_problem else []
+    assert len(caught.value.problems) == len(expected)
+    assert all(text in problem for text, problem in zip(expected, caught.value.problems, strict=True))
 
 
 def test_output_folder_below_a_file(config: dict, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,7 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any
 def build(config: TrainConfig, engine: Engine) -> Run:
     """Checks everything, tokenises, loads the model, claims the output folder."""
     labels = LabelRange(config.min_label, config.max_label)
-    files = engine.on_main(lambda: _find_files(config))
-    engine.on_main(lambda: output.check_output_dir(config, [path for paths in files.values() for path in paths]))
+    files = engine.on_main(lambda: _check_places(config))
     found = None
     if config.resume and (Path(config.output_dir) / output.RUN_FILE).is_file():
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(Path(config.output_dir), print))
@@ -142,19 +142,36 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     )  # fmt: skip
 
 
-def _find_files(config: TrainConfig) -> dict[str, list[Path]]:
-    """The data files by split; all that is missing in one error."""
+def _check_places(config: TrainConfig) -> dict[str, list[Path]]:
+    """The data files by split.
+
+    Raises:
+        InputError: all that is missing, taken or not installed. A base model that needs no download is then opened too, so that
+            what is wrong with it is in the same list.
+    """
     files: dict[str, list[Path]] = {}
     problems = [problem for problem in [check_tracker(config.log_with)] if problem]
-    for name, spec in (("train", config.train_dataset), ("val", config.val_dataset)):
-        try:
-            if spec is not None:
-                files[name] = expand_paths(spec)
-        except InputError as error:
-            problems += error.problems
+    with _collected(problems):
+        files["train"] = expand_paths(config.train_dataset)
+    with _collected(problems):
+        files |= {"val": expand_paths(config.val_dataset)} if config.val_dataset is not None else {}
+    with _collected(problems):
+        output.check_output_dir(config, [path for paths in files.values() for path in paths])
+    base = config.model_name_or_path
+    if problems and not config.resume and (base.startswith((".", "/", "~")) or Path(base).exists()):
+        with _collected(problems):
+            _load_model(config, base)
     if problems:
         raise InputError(problems)
     return files
+
+
+@contextmanager
+def _collected(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
 
 
 def _prepare_adapters(config: TrainConfig, model: Any) -> None:
@@ -201,12 +218,10 @@ def _prepare_data(
     problems: list[str] = []
     summaries: dict[str, DataSummary] = {}
     for name, paths in files.items():
-        try:
+        with _collected(problems):
             keys[name] = cache_key(paths, reranker.tokenizer, reranker.template, labels)
             if not is_cached(cache / keys[name]):
                 summaries[name] = check_records(paths, labels)
-        except InputError as error:
-            problems += error.problems
     if problems:
         raise InputError(problems)
     for name, summary in summaries.items():
