@@ -172,6 +172,32 @@ def test_deepspeed_files_that_decide_what_the_configuration_decides(
     assert "DeepSpeed trains in bf16 or no here" in problem
 
 
+def test_defaults_that_a_deepspeed_launch_file_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate passes the same values for a file that says nothing: they count where it tells that the file names them."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    monkeypatch.setenv("ACCELERATE_CONFIG_DS_FIELDS", "zero_stage,deepspeed_multinode_launcher")
+    assert launch_problems("bf16", 8, 4, 1.0) == []
+    monkeypatch.setenv("ACCELERATE_CONFIG_DS_FIELDS", "zero_stage,gradient_accumulation_steps,mixed_precision")
+    assert launch_problems("no", 8, 1, 1.0) == []
+    precision, accumulation = launch_problems("bf16", 8, 4, 1.0)
+    assert "mixed_precision is bf16 in the configuration but no in the launch file" in precision
+    assert "gradient_accumulation_steps is 4 in the configuration but 1" in accumulation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launch_file", "named"), [("config/ddp.yaml", False), ("config/deepspeed/deepspeed_zero1.yaml", True)]
+)
+def test_what_accelerate_tells_of_a_launch_file(config: dict, tmp_path: Path, launch_file: str, named: bool) -> None:
+    """What docs/engines.md says of `mixed_precision: no`."""
+    (tmp_path / "file.yaml").write_text((ROOT / launch_file).read_text() + "mixed_precision: 'no'\n")
+    words = [f"{key}={value}" for key, value in {**config, "mixed_precision": "bf16", "epochs": 1}.items()]
+    done = launch(str(tmp_path / "file.yaml"), *words, RANKERY_CPU_ENGINES="1")
+    assert ("mixed_precision is bf16 in the configuration but no in the launch file" in done.stderr) == named
+    assert (done.returncode == 0) != named
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_deepspeed_file_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "ds.json"

@@ -69,8 +69,10 @@ def launch_problems(precision: str, devices: int, gradient_accumulation_steps: i
             f"the launcher starts {local} processes on this machine, which has {devices} accelerators; expected one for each: "
             "set num_processes in the launch file, or CUDA_VISIBLE_DEVICES"
         )
+    # accelerate passes its defaults where the file says nothing; under DeepSpeed it tells what the file names.
+    named = os.environ.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(",")
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", precision):
+    if launched != precision and (launched != "no" or "mixed_precision" in named):
         problems.append(
             f"mixed_precision is {precision} in the configuration but {launched} in the launch file; expected one of them: "
             "leave it out of the launch file"
@@ -79,8 +81,9 @@ def launch_problems(precision: str, devices: int, gradient_accumulation_steps: i
         ("GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", gradient_accumulation_steps),
         ("GRADIENT_CLIPPING", "max_grad_norm", max_grad_norm),
     ):
-        value = os.environ.get(f"ACCELERATE_{name}", "1")  # 1 is what accelerate says when the file says nothing
-        if value not in ("1", "none", "auto") and float(value) != configured:
+        value = os.environ.get(f"ACCELERATE_{name}", "auto")
+        is_said = value != "1" or name.lower() in named
+        if is_said and value not in ("none", "auto") and float(value) != configured:
             problems.append(
                 f"{key} is {configured:g} in the configuration but {value} ({name.lower()}) in the launch file; expected one of "
                 "them: leave it out of the launch file"
