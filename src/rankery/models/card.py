@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankery.models.llm_decoder import LLMDecoder
@@ -12,19 +14,31 @@ if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
 
 
+@dataclass(frozen=True)
+class Before:
+    """What training started from: its validation metrics (none without validation data), whether its head was random."""
+
+    metrics: dict[str, float]
+    new_head: bool
+
+
 def model_card(
-    config: TrainConfig, reranker: Reranker, before: dict[str, float], after: dict[str, float], step: int, data: str
+    config: TrainConfig, reranker: Reranker, before: Before, after: dict[str, float], step: int, data: str
 ) -> str:
     """Markdown with the metadata block that model hubs read.
 
     Args:
-        before: validation metrics of what training started from.
-        after: those of the model; both empty without validation data.
+        before: what training started from.
+        after: validation metrics of the model; empty without validation data.
         data: the summary of the data sets.
     """
-    rows = "\n".join(f"| {key} | {before.get(key, math.nan):.4f} | {value:.4f} |" for key, value in after.items())
+    rows = "\n".join(
+        f"| {key} | {before.metrics.get(key, math.nan):.4f} | {value:.4f} |" for key, value in after.items()
+    )
     table = f"| metric on {config.val_dataset} | before training | after |\n|---|---|---|\n{rows}\n\n" if after else ""
     table += f"{verdict(config, before, after)}."
+    base = config.model_name_or_path
+    on_hub = None if Path(base).expanduser().exists() else base  # a hub takes no path of somebody's disk
     shown = (
         "max_len",
         "loss_type",
@@ -50,20 +64,20 @@ def model_card(
 {settings}
 
 """
-    return _card(reranker, f"Reranker fine-tuned from {config.model_name_or_path}", config.model_name_or_path, about)
+    return _card(reranker, f"Reranker fine-tuned from {base}", on_hub, about)
 
 
-def verdict(config: TrainConfig, before: dict[str, float], after: dict[str, float]) -> str:
+def verdict(config: TrainConfig, before: Before, after: dict[str, float]) -> str:
     """Whether training has made the model better, by the metric that chose it (nDCG@10 where none did)."""
-    if not (before and after):
+    if not (before.metrics and after):
         return "Without val_dataset nobody has measured whether the model is better than what it started from"
     name = config.best_metric if config.best_metric not in (None, "auto") else "nDCG@10"
     assert name is not None
-    better = after[name] < before[name] if name == "loss" else after[name] > before[name]
-    values = f"{name} {before[name]:.4f} before training, {after[name]:.4f} after"
-    if better:
-        return f"The model is better than what it started from: {values}"
-    return f"The model is NOT better than what it started from: {values}"
+    old, new = before.metrics[name], after[name]
+    better = new < old if name == "loss" else new > old
+    start = "what it started from" + (", which had a new head and ordered by chance" if before.new_head else "")
+    advice = "" if better else "; keep what you had, or try another lr, more epochs or more data"
+    return f"The model is {'better' if better else 'NOT better'} than {start}: {name} {old:.4f} before training, {new:.4f} after{advice}"
 
 
 def plain_card(reranker: Reranker) -> str:

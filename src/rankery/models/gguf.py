@@ -40,9 +40,10 @@ def load_gguf(
     config.num_labels = num_labels
     set_dropout(config, *dropout)
     fresh = auto_class.from_config(config).float()
+    fresh.new_weights = frozenset()
     if auto_class is AutoModelForCausalLM:
         fresh.load_state_dict(unpacked.state_dict())
     else:
         fresh.base_model.load_state_dict(unpacked.base_model.state_dict())
-    fresh.new_weights = frozenset()  # the head is known by its name
+        fresh.new_weights = frozenset({"score.weight"})
     return fresh, tokenizer

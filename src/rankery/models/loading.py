@@ -46,7 +46,7 @@ def loading(name: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:400]
+        first = " ".join(str(error).split())[:400].rstrip(".")
         raise InputError(
             f"model_name_or_path is {name!r}; it could not be loaded: {first}; expected a folder with config.json, "
             "model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
@@ -120,6 +120,11 @@ def new_weights(name: str, model: Any, missing: Collection[str], has_head: bool)
             f"files ({named}) and would be random: expected the whole model, as its config.json describes it"
         )
     return frozenset(missing)
+
+
+def has_new_head(model: Any) -> bool:
+    """Whether the scores of a model, as it was loaded, come from a head of random weights."""
+    return any(not name.startswith(f"{model.base_model_prefix}.") for name in model.new_weights)
 
 
 def set_dropout(config: Any, hidden: float | None, attention: float | None) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from rankery.data.collate import Work
-from rankery.models.card import model_card, verdict
+from rankery.models.card import Before, model_card, verdict
 from rankery.models.contract import write_model_directory
 from rankery.models.folders import remove
 from rankery.models.folders import replace as replace_folder
+from rankery.models.loading import has_new_head
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
@@ -29,7 +30,8 @@ from rankery.training.validation import evaluate
 SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FRESH: dict[str, Any] = {
     "step": 0, "updates": 0, "metrics_bytes": 0, "best": None, "best_step": 0, "worse_evaluations": 0,
-    "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics_before": {}, "metrics": {}, "best_metrics": {},
+    "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics": {}, "best_metrics": {}, "metrics_before": {},
+    "new_head": False,
 }  # fmt: skip
 
 
@@ -126,7 +128,7 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     if tracker is not None:
         tracker.log(state["step"], {f"val/{key}": value for key, value in metrics.items()})
     if state["step"] == 0:
-        state["metrics_before"] = metrics
+        state.update(metrics_before=metrics, new_head=has_new_head(run.reranker.model))
         return
     name = _best_metric(run)
     if name is None:
@@ -143,8 +145,12 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
         state["worse_evaluations"] += 1
 
 
+def _before(state: dict[str, Any]) -> Before:
+    return Before(state["metrics_before"], state["new_head"])
+
+
 def _card(run: Run, state: dict[str, Any]) -> str:
-    return model_card(run.config, run.reranker, state["metrics_before"], state["metrics"], state["step"], run.summary)
+    return model_card(run.config, run.reranker, _before(state), state["metrics"], state["step"], run.summary)
 
 
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
@@ -200,9 +206,9 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
         _write_model(run, state, source)
     run.engine.on_main(lambda: _write_final(run, source, target))
     run.say(f"model ({which} {source.name.split('_')[1]}): {target}")
-    before = state["metrics_before"]
-    if before and metrics:
-        changes = [f"{key} {before[key]:.4f} -> {value:.4f}" for key, value in metrics.items()]
+    before = _before(state)
+    if before.metrics and metrics:
+        changes = [f"{key} {before.metrics[key]:.4f} -> {value:.4f}" for key, value in metrics.items()]
         run.say(f"validation before training -> after: {', '.join(changes)}")
     run.say(verdict(run.config, before, metrics))
     return target
