@@ -103,6 +103,23 @@ def test_soft_labels_give_gain_and_rank_correlation() -> None:
     assert told["MAP"] == pytest.approx((1 + 2 / 3) / 2 / 2)
 
 
+@pytest.mark.parametrize(
+    ("labels", "scores", "expected"),
+    [
+        ([0.2, 0.7], [1.0, 2.0], 1.0),
+        ([0.2, 0.7], [2.0, 1.0], -1.0),
+        ([0.2, 0.7], [1.0, 1.0], 0.0),
+        # Of six pairs of documents four are in order and one in reverse; labels tie once, scores never: 3 / sqrt(5 * 6).
+        ([0.1, 0.5, 0.5, 0.9], [1.0, 2.0, 4.0, 3.0], 3 / math.sqrt(5 * 6)),
+        # Both tie once, elsewhere: four pairs count, all in order.
+        ([0.1, 0.5, 0.5, 0.9], [1.0, 1.0, 2.0, 3.0], 4 / math.sqrt(5 * 5)),
+    ],
+)
+def test_kendall_of_two_documents_and_of_ties(labels: list[float], scores: list[float], expected: float) -> None:
+    metrics = ranking_metrics(make_pairs(labels), np.array(scores), min_label=0)
+    assert metrics["Kendall"] == pytest.approx(expected)
+
+
 def test_constant_scores_correlate_with_nothing() -> None:
     metrics = ranking_metrics(make_pairs([0.9, 0.1, 0.5]), np.zeros(3), min_label=0)
     assert metrics["Kendall"] == 0.0

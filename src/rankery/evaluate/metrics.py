@@ -173,6 +173,7 @@ def _kendall(query: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.nd
     values = np.full(len(groups), np.nan)
     for index, pairs in enumerate(groups):
         if len(np.unique(labels[pairs])) > 1:
-            tau = kendalltau(scores[pairs], labels[pairs], method="asymptotic").statistic
+            # The method is that of the p-value, which nobody reads; "asymptotic" divides by zero for two documents.
+            tau = kendalltau(scores[pairs], labels[pairs], method="auto").statistic
             values[index] = 0.0 if np.isnan(tau) else tau
     return values
