@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
+from rankery.cli import main
+from rankery.errors import NewHeadWarning
 from rankery.models.budget import keep_large_blocks
+from rankery.models.opening import open_reranker
 from rankery.models.reranker import expected_grade
 
 PAIRS = [(words(i, 1 + i % 5), words(i + 3, 1 + 3 * i % 40)) for i in range(30)]
@@ -214,6 +218,22 @@ def test_seeded_heads(tmp_path: Path) -> None:
     assert not torch.equal(scores[0], scores[2])
 
 
+def test_a_head_that_nobody_trained_is_not_silent(bert: Path, saved: Path, tmp_path: Path) -> None:
+    """Its scores are random: refused where a reranker is opened, warned of where a base may be meant."""
+    with pytest.raises(InputError, match=r"a base model: its head \(classifier\.bias, .*\) is new and random"):
+        open_reranker(bert)
+    assert main(["evaluate", "--model", str(bert), "--data", "example_data/binary.jsonl"]) == 2
+    with pytest.warns(NewHeadWarning, match="is new and random"):
+        CrossEncoder.from_pretrained(bert)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CrossEncoder.from_pretrained(bert, seed=0)
+        open_reranker(saved)
+        headed = Path(shutil.copytree(saved, tmp_path / "headed"))
+        (headed / "rankery.json").unlink()  # another library's reranker
+        open_reranker(headed)
+
+
 def test_importing_and_helping_stay_light() -> None:
     done = run_python(
         "import sys, rankery, rankery.cli; print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
@@ -280,7 +300,7 @@ def test_a_base_without_some_of_its_weights(kind: str, tmp_path: Path, request: 
     state = load_file(folder / "model.safetensors")
     cls = CrossEncoder if kind == "bert" else LLMDecoder
     save_file({k: v for k, v in state.items() if "pooler" not in k}, folder / "model.safetensors", {"format": "pt"})
-    cls.from_pretrained(folder)
+    cls.from_pretrained(folder, seed=0)
     save_file({k: v for k, v in state.items() if "layer" not in k}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"weights of a \w+ are not in its files \(\w+\..*layers?\.0.*, \.\.\.\)"):
         cls.from_pretrained(folder)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
-from rankery.models.loading import has_new_head
+from rankery.models.loading import new_head
 from rankery.models.lora import add_adapters, has_adapters, merge_adapters
 from rankery.models.opening import open_reranker
 
@@ -62,15 +62,15 @@ def test_encoders_take_adapters_too(config: dict) -> None:
 
 def test_heads_that_are_new_are_known(decoder_config: dict, llama: Path, bert: Path, tmp_path: Path) -> None:
     """Without a head of their own; not asked for yes and no, not saved, and not in adapters."""
-    assert has_new_head(CrossEncoder.from_pretrained(bert).model)
-    assert has_new_head(LLMDecoder.from_pretrained(llama, head="score").model)
+    assert new_head(CrossEncoder.from_pretrained(bert).model)
+    assert new_head(LLMDecoder.from_pretrained(llama, head="score").model)
     for family in ("llama", "gemma2"):
         asked = LLMDecoder.from_pretrained(make_decoder(tmp_path / family, family), head="yes_no")
-        assert not has_new_head(asked.model)
+        assert not new_head(asked.model)
     CrossEncoder.from_pretrained(bert).save_pretrained(tmp_path / "saved")
-    assert not has_new_head(CrossEncoder.from_pretrained(tmp_path / "saved").model)
+    assert not new_head(CrossEncoder.from_pretrained(tmp_path / "saved").model)
     adapters = train(decoder_config, head="score", lora_merge=False, epochs=1)
-    assert not has_new_head(LLMDecoder.from_pretrained(adapters).model)
+    assert not new_head(LLMDecoder.from_pretrained(adapters).model)
 
 
 def test_only_adapters_and_head_are_trained_and_kept(decoder_config: dict, capsys: pytest.CaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""The one exception that users meet for bad input: every problem found, one a line.
+"""The one exception that users meet for bad input: every problem found, one a line; and the one warning.
 
 A `ValueError`, so that callers need not know rankery to catch it. Each problem says where (file and line), what was
 got, what was expected and how to mend it. The alternative, raising at the first problem, makes people fix their
@@ -29,3 +29,7 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[list[str], bool]]:
         # Worker processes hand it over by pickle: keep the list, not the text.
         return (type(self), (self.problems, self.shared))
+
+
+class NewHeadWarning(UserWarning):
+    """Scores come from a head that nobody has trained, and no seed says that this is wanted."""

@@ -28,6 +28,7 @@ from rankery.models.loading import (
     placed,
     position_limit,
     set_dropout,
+    warn_of_new_head,
 )
 from rankery.models.lora import base_and_hub, load_adapters
 from rankery.models.reranker import Reranker
@@ -70,7 +71,7 @@ class CrossEncoder(Reranker):
             document_format: same for the document.
             device: None: the accelerator if there is one, else the CPU.
             dtype: torch dtype or its name; None: float32 on CPUs, bfloat16 on accelerators that compute in it.
-            seed: makes the new head of a base model reproducible.
+            seed: makes the new head of a base model reproducible; None: a new head is warned of.
             verify: score the contract's probes and compare; False skips it.
             trust_remote_code: run model code that the checkpoint brings along.
             revision: branch, tag or commit on the hub.
@@ -95,6 +96,8 @@ class CrossEncoder(Reranker):
         model, tokenizer = _load(
             model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
         )
+        if seed is None:
+            warn_of_new_head(model_name_or_path, model)
         saved = contract or {}
         template = pair_template(
             tokenizer,

@@ -7,6 +7,7 @@ warnings (a new head is a missing weight to it) stay silent.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rankery.errors import InputError
+from rankery.errors import InputError, NewHeadWarning
 from rankery.models.budget import computes_bf16
 
 DEFAULT_MAX_LEN = 512
@@ -122,9 +123,20 @@ def new_weights(name: str, model: Any, missing: Collection[str], has_head: bool)
     return frozenset(missing)
 
 
-def has_new_head(model: Any) -> bool:
-    """Whether the scores of a model, as it was loaded, come from a head of random weights."""
-    return any(not name.startswith(f"{model.base_model_prefix}.") for name in model.new_weights)
+def new_head(model: Any) -> list[str]:
+    """Names of weights outside the base that were not in the checkpoint: while there are some, scores mean nothing."""
+    return sorted(name for name in model.new_weights if not name.startswith(f"{model.base_model_prefix}."))
+
+
+def warn_of_new_head(name: str, model: Any) -> None:
+    """Says that a model's head was not in its checkpoint, so that its scores mean nothing until it is trained."""
+    if head := new_head(model):
+        warnings.warn(
+            f"model_name_or_path is {name!r}, a base model: its head ({', '.join(head)}) is new and random, and so are its scores; "
+            "train it, or choose a reranker",
+            NewHeadWarning,
+            stacklevel=3,
+        )
 
 
 def set_dropout(config: Any, hidden: float | None, attention: float | None) -> None:

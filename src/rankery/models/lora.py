@@ -142,7 +142,7 @@ def load_adapters(model: Any, folder: Path) -> None:
             f"{folder}: its adapters do not fit {config.base_model_name_or_path}; expected the base that they were trained on"
         )
     model.load_state_dict(state, strict=False)
-    model.new_weights -= state.keys()
+    model.new_weights -= state.keys()  # a head that came with the adapters is none
 
 
 def has_adapters(model: Any) -> bool:

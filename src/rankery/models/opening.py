@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
-from rankery.errors import InputError
+from rankery.errors import InputError, NewHeadWarning
 from rankery.models.contract import read_contract
 from rankery.models.loading import has_classifier, loading
 from rankery.models.reranker import Reranker
@@ -24,7 +25,7 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
         options: as for `from_pretrained`.
 
     Raises:
-        InputError: as `from_pretrained`; a prompt for a model that is no decoder.
+        InputError: as `from_pretrained`; a prompt for a model that is no decoder; a base encoder, whose head would be random.
     """
     from rankery.models.cross_encoder import CrossEncoder
     from rankery.models.llm_decoder import LLMDecoder
@@ -40,7 +41,12 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
         return LLMDecoder.from_pretrained(name, prompt=prompt, head=head, **options)
     if prompt is not None:
         raise InputError(f"prompt is {prompt!r}, but {name} is an encoder, which takes none")
-    return CrossEncoder.from_pretrained(name, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NewHeadWarning)
+        try:
+            return CrossEncoder.from_pretrained(name, **options)
+        except NewHeadWarning as warning:
+            raise InputError(str(warning)) from None
 
 
 def _decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:

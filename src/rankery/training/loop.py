@@ -17,7 +17,7 @@ from rankery.models.card import Before, model_card, verdict
 from rankery.models.contract import write_model_directory
 from rankery.models.folders import remove
 from rankery.models.folders import replace as replace_folder
-from rankery.models.loading import has_new_head
+from rankery.models.loading import new_head
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
@@ -128,7 +128,7 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     if tracker is not None:
         tracker.log(state["step"], {f"val/{key}": value for key, value in metrics.items()})
     if state["step"] == 0:
-        state.update(metrics_before=metrics, new_head=has_new_head(run.reranker.model))
+        state.update(metrics_before=metrics, new_head=new_head(run.reranker.model))
         return
     name = _best_metric(run)
     if name is None:
