@@ -30,6 +30,22 @@ def test_empty_texts_of_the_command_line() -> None:
     assert given == {"no_word": "", "seq": "", "query_format": None, "val_dataset": None}
 
 
+@pytest.mark.parametrize("key", ["train_dataset", "val_dataset", "lora_target_modules"])
+def test_lists_on_the_command_line(key: str) -> None:
+    """Of every key that takes a text or a list of texts; a text stands as it is."""
+    wanted = {key: ["a", "b c"]} | ({"lora_rank": 8} if key == "lora_target_modules" else {})
+    given = parse_overrides([f"{key}=[a, 'b c']"])
+    assert getattr(load_config({**REQUIRED, **wanted}, given), key) == ["a", "b c"]
+    assert parse_overrides([f"{key}=a: b"]) == {key: "a: b"}
+
+
+def test_mappings_on_the_command_line() -> None:
+    given = parse_overrides(["lr_groups={classifier: 1e-3, '^bert': 2e-5}", "loss_type={point_ce: 2}"])
+    config = load_config(REQUIRED, given)
+    assert config.lr_groups == {"classifier": 1e-3, "^bert": 2e-5}
+    assert config.loss_type == {"point_ce": 2.0}
+
+
 def test_yaml_booleans_do_not_eat_precision_no(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("model_name_or_path: m\ntrain_dataset: t\noutput_dir: o\nmixed_precision: no\n")
@@ -97,6 +113,8 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         ("a: [", "is not YAML"),
         ("- 1", "holds no keys"),
         ("lr: 1\nlr: 2", "c.yaml:2: lr is set twice"),
+        ("seed: 1\nlr: !!float x", "c.yaml:2: is not YAML: 'x' is no float"),
+        ("lr: !!timestamp x", "c.yaml:1: is not YAML: 'x' is no timestamp"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
@@ -105,6 +123,8 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.yaml")
     with pytest.raises(InputError, match="expected key=value"):
         parse_overrides(["lr"])
+    with pytest.raises(InputError, match="command line: lr is '!!float x', which is not YAML: 'x' is no float"):
+        parse_overrides(["lr=!!float x"])
 
 
 def test_every_key_is_documented() -> None:

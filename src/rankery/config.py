@@ -11,7 +11,8 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -194,21 +195,24 @@ RESUME_FREE = frozenset(
 )
 
 
-# Keys whose value is a text (or a list of texts): taken from the command line as it stands.
-TEXTS = frozenset(
-    name
-    for name, field in TrainConfig.model_fields.items()
-    if field.annotation is str or str in get_args(field.annotation)
-)
+def _kinds(name: str) -> set[Any]:
+    """The types that a key takes, without what they hold: {str, list} of str | list[str]."""
+    annotation = TrainConfig.model_fields[name].annotation
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return {get_origin(member) or member for member in members}
+
+
+# Keys whose value may be a text: taken from the command line as it stands, unless it opens as another type that they take.
+TEXTS = {name: _kinds(name) for name in TrainConfig.model_fields if str in _kinds(name)}
+OPENS = {list: "[", dict: "{"}
 EMPTY_MEANS_EMPTY = ("seq", "special_token", "prefix", "no_word")  # not: the default
 FOLDERS = ("output_dir", "cache_dir", "dataset_cache_dir")
 
 
 def parse_value(key: str, text: str) -> Any:
     """A command-line value, read as YAML reads it; texts as they are."""
-    structured = {"train_dataset": "[", "val_dataset": "[", "lora_target_modules": "[", "loss_type": "{"}
-    is_text = key in TEXTS and not text.startswith(structured.get(key, "\n"))
-    if is_text:
+    others = tuple(mark for kind, mark in OPENS.items() if kind in TEXTS.get(key, ()))
+    if key in TEXTS and not text.startswith(others):
         return text if text or key in EMPTY_MEANS_EMPTY else None
     return yaml.load(text, Loader)
 
