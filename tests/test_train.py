@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, VOCAB, make_data, run_python, words, write_rows
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rankery import CrossEncoder, InputError, train
 from rankery.config import dump_config, load_config
@@ -226,22 +226,37 @@ def test_graded_labels_and_classes(config: dict, tmp_path: Path) -> None:
         train(config, num_labels=3)
 
 
-def test_non_finite_loss_stops_and_names_the_examples(config: dict, bert: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(bert, broken)
+@pytest.fixture
+def broken(config: dict, bert: Path, tmp_path: Path) -> dict:
+    """A base whose embedding of "wolf" is NaN, and data in which line 4 alone has it, in one of three documents."""
+    folder = Path(shutil.copytree(bert, tmp_path / "broken"))
     state = load_file(bert / "model.safetensors")
     state["embeddings.word_embeddings.weight"][VOCAB.index("wolf")] = float("nan")
-    from safetensors.torch import save_file
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    rows = [{"query": "sun", "pos": ["sun sun"], "neg": ["sea", f"hill {i}"]} for i in range(6)]
+    rows[3] = {"query": "moon", "pos": ["moon"], "neg": ["sea", "wolf"]}
+    data = str(write_rows(tmp_path / "nan.jsonl", rows))
+    return {**config, "model_name_or_path": str(folder), "train_dataset": data, "val_dataset": None}
 
-    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    rows = [{"query": "sun", "pos": ["sun sun"], "neg": ["sea"]}] * 3 + [
-        {"query": "moon", "pos": ["wolf"], "neg": ["sea"]}
-    ]
-    data = write_rows(tmp_path / "nan.jsonl", rows)
-    with pytest.raises(
-        InputError, match=r"the loss of step \d+ is not finite; nothing was updated. Examples: .*nan.jsonl:4"
-    ):
-        train(config, model_name_or_path=str(broken), train_dataset=str(data), val_dataset=None)
+
+@pytest.mark.parametrize("loss_type", ["point_ce", "listwise_ce"])
+@pytest.mark.parametrize(
+    "token_budget", [10_000, 12]
+)  # all pairs in one micro-batch; a pair alone, a group in two passes
+def test_non_finite_loss_stops_and_names_the_pairs_it_comes_from(
+    broken: dict, loss_type: str, token_budget: int
+) -> None:
+    """And not their neighbours in the micro-batch, the line of the pair once."""
+    with pytest.raises(InputError) as caught:
+        train(broken, loss_type=loss_type, token_budget=token_budget, batch_size=18)
+    said = rf"the loss of step 1 is not finite; nothing was updated\. Examples: {broken['train_dataset']}:4\. Look"
+    assert re.match(said, str(caught.value)), caught.value
+
+
+def test_scores_of_the_validation_that_are_not_finite_are_named(broken: dict, config: dict) -> None:
+    data = broken["train_dataset"]
+    with pytest.raises(InputError, match=rf"^1 of 18 scores of the validation are not finite\. Examples: {data}:4\. "):
+        train(broken, train_dataset=config["train_dataset"], val_dataset=data)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -28,6 +28,7 @@ from rankery.errors import InputError
 
 CACHE_VERSION = 2
 RECORDS_AT_ONCE = 512
+NAMED = 8  # lines in a message
 # The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
 ARRAYS = {
     "query_end": "int64",  # [Q] where each query's ids end in query_tokens
@@ -75,6 +76,11 @@ class EncodedPairs:
     def where(self, pair: int) -> str:
         """`file:line` of a pair, for messages."""
         return f"{self.paths[self.arrays['file'][pair]]}:{self.arrays['line'][pair]}"
+
+    def named(self, pairs: Iterable[int]) -> str:
+        """The lines of some pairs, each once and the first eight, for messages."""
+        places = list(dict.fromkeys(map(self.where, pairs)))
+        return ", ".join(places[:NAMED]) + (", ..." if len(places) > NAMED else "")
 
 
 def _piece(tokens: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:

@@ -39,9 +39,9 @@ def train_step(run: Run, number: int, works: list[Work]) -> tuple[float, float, 
     counts = run.objective.counts(torch.from_numpy(run.train_data.targets(pairs)), sizes)
     while True:
         run.optimizer.zero_grad(set_to_none=True)
-        losses, out_of_memory = _backward(run, number, works, counts)
-        failed = sum(1 for loss, _ in losses if not torch.isfinite(loss))
-        total = float(sum(loss.cpu().double() for loss, _ in losses)) if not failed else 0.0
+        done, out_of_memory = _backward(run, number, works, counts)
+        failed = sum(1 for loss, _, _ in done if not torch.isfinite(loss))
+        total = float(sum(loss.cpu().double() for loss, _, _ in done)) if not failed else 0.0
         total, failed_anywhere, memory_anywhere = engine.sum(
             torch.tensor([total, float(failed), float(out_of_memory)], dtype=torch.float64)
         ).tolist()
@@ -49,8 +49,7 @@ def train_step(run: Run, number: int, works: list[Work]) -> tuple[float, float, 
             break
         works = _halve_budget(run, number)
     if failed_anywhere:
-        bad = [int(pair) for loss, work in losses if not torch.isfinite(loss) for pair in work.pairs]
-        raise _not_finite(run, number, "the loss", [pair for pairs in engine.gather(bad) for pair in pairs])
+        raise _not_finite(run, number, "the loss", _culprits(engine, done))
     norm, updated = engine.update(run.optimizer, run.config.max_grad_norm)
     # fp16: an overflow, which scales the loss down
     if not math.isfinite(norm) and run.config.mixed_precision != "fp16":
@@ -58,30 +57,34 @@ def train_step(run: Run, number: int, works: list[Work]) -> tuple[float, float, 
     return total, norm, updated
 
 
-def _backward(
-    run: Run, number: int, works: list[Work], counts: tuple[int, ...]
-) -> tuple[list[tuple[torch.Tensor, Work]], bool]:
-    """Local forward and backward passes: ((share of the loss, micro-batch) of each, whether memory ran out)."""
-    losses: list[tuple[torch.Tensor, Work]] = []
+# A micro-batch that ran: its share of the loss, and the logits of its pairs.
+Done = tuple[torch.Tensor, torch.Tensor, Work]
+
+
+def _backward(run: Run, number: int, works: list[Work], counts: tuple[int, ...]) -> tuple[list[Done], bool]:
+    """Local forward and backward passes: (what ran, whether memory ran out)."""
+    done: list[Done] = []
     try:
         for waiting in works:
             work, is_last = waiting.to(run.engine.device), waiting is works[-1]
             if work.passes > 1:
-                loss = _backward_in_two_passes(run, number, work, counts, is_last)
+                loss, logits = _backward_in_two_passes(run, number, work, counts, is_last)
             else:
                 logits = _logits(run, number, work.batches[0], int(work.pairs[0]))
                 loss = run.objective(logits, work.targets, work.sizes, counts) * work.weight
                 run.engine.backward(loss, is_last)
-            losses.append((loss.detach(), work))
+            done.append((loss.detach(), logits.detach(), work))
     except torch.OutOfMemoryError:
         if run.engine.sharded:
             stop_all(run)
         return [], True
-    return losses, False
+    return done, False
 
 
-def _backward_in_two_passes(run: Run, number: int, work: Work, counts: tuple[int, ...], is_last: bool) -> torch.Tensor:
-    """Gradients of a micro-batch whose pairs do not go through the model at once; returns its share of the loss."""
+def _backward_in_two_passes(
+    run: Run, number: int, work: Work, counts: tuple[int, ...], is_last: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of a micro-batch whose pairs do not go through the model at once; returns (its share of the loss, logits)."""
     with torch.no_grad():
         scores = [_logits(run, number, batch, first) for batch, first, _ in _passes(work, run.engine)]
     leaf = torch.cat(scores[: len(work.batches)]).float().requires_grad_()
@@ -94,7 +97,7 @@ def _backward_in_two_passes(run: Run, number: int, work: Work, counts: tuple[int
         # A repeated batch runs for the other processes' sake, and weighs nothing.
         share = (logits.float() * gradients[min(at, len(gradients)) - 1]).sum() * float(counted)
         run.engine.backward(share, is_last and at == work.passes)
-    return loss
+    return loss, leaf
 
 
 def _passes(work: Work, engine: Engine) -> Iterator[tuple[Batch, int, bool]]:
@@ -145,10 +148,21 @@ def stop_all(run: Run) -> None:
     os._exit(1)
 
 
+def _culprits(engine: Engine, done: list[Done]) -> list[int]:
+    """Pairs of all processes whose own logits are not finite; if there are none, all of the micro-batches whose loss is not."""
+    odd: list[int] = []
+    near: list[int] = []
+    for loss, logits, work in done:
+        finite = torch.isfinite(logits.reshape(len(work.pairs), -1)).all(dim=1).cpu().numpy()
+        odd += work.pairs[~finite].tolist()
+        near += [] if torch.isfinite(loss) else work.pairs.tolist()
+    found = engine.gather((odd, near))
+    return [pair for pairs, _ in found for pair in pairs] or [pair for _, pairs in found for pair in pairs]
+
+
 def _not_finite(run: Run, number: int, what: str, pairs: list[int]) -> InputError:
-    named = ", ".join(run.train_data.where(pair) for pair in pairs[:8]) + (", ..." if len(pairs) > 8 else "")
     return InputError(
-        f"{what} of step {number + 1} is not finite; nothing was updated. Examples: {named}. "
+        f"{what} of step {number + 1} is not finite; nothing was updated. Examples: {run.train_data.named(pairs)}. "
         "Look at these lines; else try a smaller lr, or mixed_precision bf16 or no",
         shared=True,
     )

@@ -71,8 +71,19 @@ def _local_logits(
 def evaluate(
     engine: Engine, model: Any, data: EncodedPairs, objective: Objective, budget: int, config: TrainConfig
 ) -> dict[str, float]:
-    """Metrics by name, with "loss"; equal on all processes."""
+    """Metrics by name, with "loss"; equal on all processes.
+
+    Raises:
+        InputError: scores that are not finite, with the examples.
+    """
     logits = validation_logits(engine, model, data, budget, config.num_labels)
+    odd = torch.nonzero(~torch.isfinite(logits.reshape(len(data), -1)).all(dim=1)).flatten().tolist()
+    if odd:
+        raise InputError(
+            f"{len(odd)} of {len(data)} scores of the validation are not finite. Examples: {data.named(odd)}. Look at these "
+            "lines; else try a smaller lr, or mixed_precision bf16 or no",
+            shared=True,
+        )
 
     def measure() -> dict[str, float]:
         from rankery.evaluate.metrics import ranking_metrics
