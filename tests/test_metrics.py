@@ -16,6 +16,7 @@ from test_runs import make_pairs
 from rankery.errors import InputError
 from rankery.evaluate.metrics import (
     bootstrap_interval,
+    metric_names,
     metrics_table,
     per_query_metrics,
     queries_without_relevant,
@@ -101,6 +102,23 @@ def test_soft_labels_give_gain_and_rank_correlation() -> None:
     told = ranking_metrics(pairs, scores, min_label=0, relevant_above=0.4)
     assert told["MRR@10"] == pytest.approx((1 + 0) / 2)
     assert told["MAP"] == pytest.approx((1 + 2 / 3) / 2 / 2)
+
+
+@pytest.mark.parametrize("above", [None, 0.4])
+@pytest.mark.parametrize(
+    ("labels", "min_label"),
+    [
+        ([0, 1, 1, 0], 0),
+        ([0.2, 0.7, 0.5, 0.5], 0),
+        ([0.5, 0.5, 0.7, 0.7], 0),  # no query with an order
+        ([0.5, -0.5, 1.5, 0.5], -0.5),  # grades, once the lowest is 0
+        ([0, 20_000, 1, 0], 0),  # too many to be grades
+    ],
+)
+def test_names_are_those_of_the_metrics(labels: list[float], min_label: float, above: float | None) -> None:
+    pairs, options = make_pairs(labels, query=[0, 0, 1, 1]), {"min_label": min_label, "relevant_above": above}
+    found = ranking_metrics(pairs, np.arange(4.0), recall_at=[1, 5], **options)
+    assert set(metric_names(pairs, recall_at=[1, 5], **options)) == set(found)
 
 
 @pytest.mark.parametrize(

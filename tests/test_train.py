@@ -587,6 +587,37 @@ def test_what_is_said_at_the_start_and_after_an_epoch(
     assert "Without val_dataset nobody has measured whether the model is better" in said
 
 
+@pytest.mark.parametrize(
+    ("scores", "metric", "message"),
+    [
+        (
+            [0.2, 0.7],
+            "MAP",
+            "which is measured on relevant documents; .*soft.jsonl has none; expected loss, nDCG@10, Kendall, or",
+        ),
+        (
+            [0.7, 0.7],
+            "Kendall",
+            "measured on soft scores, different ones of one query; .* has none; expected loss, nDCG@10$",
+        ),
+        ([20_000, 0], "MAP", "measured on relevant documents"),  # integers, but no grades
+        (
+            [0, 1],
+            "Kendall",
+            "different ones of one query; .* has none; expected loss, nDCG@10, MRR@10, MAP, Recall@10$",
+        ),
+    ],
+)
+def test_a_best_metric_that_the_validation_cannot_have(
+    config: dict, tmp_path: Path, scores: list[float], metric: str, message: str
+) -> None:
+    rows = [{"query": f"sun {i}", "pos": ["sun", "sea"], "pos_scores": scores} for i in range(3)]
+    data = str(write_rows(tmp_path / "soft.jsonl", rows))
+    with pytest.raises(InputError, match=f"best_metric is {metric}, .*{message}"):
+        train(config, val_dataset=data, max_label=20_000, best_metric=metric)
+    assert not Path(config["output_dir"]).exists()
+
+
 def test_soft_labels_are_validated_by_rank_correlation(config: dict, tmp_path: Path) -> None:
     """A teacher's scores have no relevant documents: gains, order and loss, and the best model by them."""
     rows = [

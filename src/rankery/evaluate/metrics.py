@@ -77,7 +77,7 @@ def per_query_metrics(
         raise InputError(f"recall_at holds {bad}; expected ranks from 1")
     judged = gains(pairs, min_label)
     measures = {nDCG @ 10: "nDCG@10"}
-    if not judged.is_soft or relevant_above is not None:
+    if _has_relevant(judged, relevant_above):
         level = _relevance_level(judged, min_label if relevant_above is None else relevant_above)
         measures |= {RR(rel=level): "MRR@10", AP(rel=level): "MAP"}
         measures |= {R(rel=level) @ k: f"Recall@{k}" for k in recall_at}
@@ -91,6 +91,25 @@ def per_query_metrics(
     if judged.is_soft:
         values["Kendall"] = _kendall(query, np.asarray(scores), np.asarray(pairs.label))
     return values
+
+
+def metric_names(
+    pairs: EvaluationPairs,
+    *,
+    min_label: float = 0.0,
+    recall_at: Sequence[int] = (10,),
+    relevant_above: float | None = None,
+) -> list[str]:
+    """What `ranking_metrics` gives for these pairs, whatever their scores are."""
+    judged = gains(pairs, min_label)
+    names = ["nDCG@10"]
+    if _has_relevant(judged, relevant_above):
+        names += ["MRR@10", "MAP", *(f"Recall@{k}" for k in recall_at)]
+    queries, query = np.unique(pairs.query, return_inverse=True)
+    lowest, highest = np.full(len(queries), np.inf), np.full(len(queries), -np.inf)
+    np.minimum.at(lowest, query, pairs.label)
+    np.maximum.at(highest, query, pairs.label)
+    return [*names, "Kendall"] if judged.is_soft and (lowest < highest).any() else names
 
 
 def queries_without_relevant(
@@ -135,6 +154,11 @@ def bootstrap_interval(
         means[start : start + rows] = differences[drawn].mean(1)
     interval: np.ndarray = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(interval[0]), float(interval[1])
+
+
+def _has_relevant(judged: Gains, relevant_above: float | None) -> bool:
+    """Whether documents are relevant or not: of scores, only if a threshold is given."""
+    return not judged.is_soft or relevant_above is not None
 
 
 def _relevance_level(judged: Gains, above: float) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rankery.data.encoding import EncodedPairs
 from rankery.data.records import QueryRecord, mix, text_hash
 from rankery.errors import InputError
 
@@ -61,6 +62,11 @@ def pairs_of(records: Iterable[QueryRecord]) -> EvaluationPairs:
         label += record.labels
         key += [text_hash(record.query, document) for document in record.documents]
     return EvaluationPairs(np.array(query, np.int32), np.array(label, np.float64), np.array(key, np.uint64))
+
+
+def encoded_pairs(data: EncodedPairs) -> EvaluationPairs:
+    """The same of tokenised data."""
+    return EvaluationPairs(*(np.asarray(data.arrays[name]) for name in ("pair_query", "label", "key")))
 
 
 def rank(scores: np.ndarray, keys: np.ndarray, seed: int, query: np.ndarray | None = None) -> np.ndarray:

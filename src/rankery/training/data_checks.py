@@ -12,6 +12,8 @@ import torch
 from rankery.config import TrainConfig
 from rankery.data.encoding import EncodedPairs
 from rankery.data.examples import Examples, Fixed, chunks, false_negatives, one_each, query_groups
+from rankery.evaluate.metrics import metric_names
+from rankery.evaluate.runs import encoded_pairs
 from rankery.objective import Objective, is_grouped, loss_weights
 
 # What a query needs for a loss to learn from it.
@@ -92,14 +94,19 @@ def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
             f"false_negative_margin is {config.false_negative_margin:g}, but {', '.join(train.paths)} lists no documents as "
             'negatives; expected lines with "pos", "neg", "pos_scores" and "neg_scores"'
         )
-    if "val" in data and config.best_metric not in (None, "auto", "loss", "nDCG@10"):
-        labels = np.asarray(data["val"].arrays["label"])
-        is_soft = bool((labels != np.rint(labels)).any())
-        if is_soft and config.best_metric != "Kendall" and config.relevant_above is None:
-            problems.append(
-                f"best_metric is {config.best_metric}, but val_dataset holds soft scores, which have no relevant documents; "
-                "expected nDCG@10, Kendall or loss, or relevant_above set"
+    if "val" in data and config.best_metric not in (None, "auto", "loss"):
+        found = metric_names(
+            encoded_pairs(data["val"]),
+            min_label=config.min_label,
+            recall_at=config.recall_at,
+            relevant_above=config.relevant_above,
+        )
+        if config.best_metric not in found:
+            needs = (
+                "soft scores, different ones of one query" if config.best_metric == "Kendall" else "relevant documents"
             )
-        if not is_soft and config.best_metric == "Kendall":
-            problems.append("best_metric is Kendall, which is measured on soft scores; val_dataset holds grades")
+            problems.append(
+                f"best_metric is {config.best_metric}, which is measured on {needs}; {', '.join(data['val'].paths)} has none; expected "
+                f"{', '.join(['loss', *found])}{'' if config.best_metric == 'Kendall' else ', or relevant_above set'}"
+            )
     return problems

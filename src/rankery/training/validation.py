@@ -87,7 +87,7 @@ def evaluate(
 
     def measure() -> dict[str, float]:
         from rankery.evaluate.metrics import ranking_metrics
-        from rankery.evaluate.runs import EvaluationPairs
+        from rankery.evaluate.runs import encoded_pairs
 
         query = np.asarray(data.arrays["pair_query"])
         by_query = np.argsort(query, kind="stable")
@@ -95,12 +95,8 @@ def evaluate(
         targets = torch.from_numpy(data.targets(by_query))
         loss = objective.mean(logits[torch.from_numpy(by_query)], targets, sizes)
         scores = (logits if logits.dim() == 1 else expected_grade(logits)).numpy()
-        arrays = data.arrays
-        pairs = EvaluationPairs(
-            query=np.asarray(arrays["pair_query"]), label=np.asarray(arrays["label"]), key=np.asarray(arrays["key"])
-        )
         metrics = ranking_metrics(
-            pairs,
+            encoded_pairs(data),
             scores,
             min_label=config.min_label,
             recall_at=config.recall_at,
