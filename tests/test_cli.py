@@ -154,6 +154,16 @@ def test_numbers_out_of_range(model: str, tmp_path: Path, capsys: pytest.Capture
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--relevant-above", "--min-label"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_evaluate_wants_finite_labels(option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Said before the model is opened, which is not there."""
+    words = ["evaluate", "--model", "./nowhere", "--data", "example_data/binary.jsonl", "--output", str(tmp_path / "e")]
+    assert main([*words, option, value]) == 2
+    assert f"{option[2:].replace('-', '_')} is {value}; expected a finite number" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
 def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("lr: 1e-5\n")

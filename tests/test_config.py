@@ -73,6 +73,13 @@ def test_all_problems_at_once_with_lines(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"max_label": 0}, "min_label is 0 and max_label 0"),
+        (
+            {"relevant_above": -0.5},
+            "relevant_above is -0.5 with labels from 0 to 1; expected a number from min_label to",
+        ),
+        ({"relevant_above": 3, "max_label": 3}, "relevant_above is 3 with labels from 0 to 3"),
+        ({"relevant_above": 0, "min_label": 1, "max_label": 3}, "relevant_above is 0 with labels from 1 to 3"),
+        ({"relevant_above": float("nan")}, "relevant_above is nan"),
         ({"document_format": "d"}, "document_format is 'd'"),
         ({"special_token": "</s>"}, "bert_encoder does not use it"),
         ({"model_type": "llm_decoder", "no_word": " no"}, "no_word is ' no', but head is not yes_no"),
@@ -105,6 +112,13 @@ def test_all_problems_at_once_with_lines(tmp_path: Path) -> None:
 def test_contradictions(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
         load_config({**REQUIRED, **change})
+
+
+def test_relevant_above_within_the_labels() -> None:
+    for above in (1, 1.5, 2):
+        assert (
+            load_config({**REQUIRED, "min_label": 1, "max_label": 3, "relevant_above": above}).relevant_above == above
+        )
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:

@@ -202,8 +202,9 @@ def test_bad_input_is_named() -> None:
         ranking_metrics(nothing, np.zeros(0), min_label=0)
     with pytest.raises(InputError, match=r"recall_at holds \[0\]"):
         ranking_metrics(make_pairs([1]), np.zeros(1), min_label=0, recall_at=[0, 10])
-    with pytest.raises(InputError, match="relevant_above is -1; expected at least 0"):
-        ranking_metrics(make_pairs([1]), np.zeros(1), min_label=0, relevant_above=-1)
+    for above in (-1, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"relevant_above is {above}; expected a number, at least 0"):
+            ranking_metrics(make_pairs([1]), np.zeros(1), min_label=0, relevant_above=above)
     with pytest.raises(InputError, match="NaN"):
         ranking_metrics(make_pairs([1]), np.array([np.nan]), min_label=0)
 

@@ -35,6 +35,12 @@ def contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple
             ("max_label", "min_label"),
             f"min_label is {low:g} and max_label {high:g}; expected min_label below max_label",
         )
+    if config.relevant_above is not None and low < high and not low <= config.relevant_above < high:
+        problem(
+            ("relevant_above", "max_label", "min_label"),
+            f"relevant_above is {config.relevant_above:g} with labels from {low:g} to {high:g}; expected a number from min_label "
+            "to below max_label: some labels have to be above it",
+        )
     for key in ("query_format", "document_format"):
         value = getattr(config, key)
         if value is not None and "{}" not in value:

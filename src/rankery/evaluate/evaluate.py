@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import sys
 import zlib
@@ -38,6 +39,9 @@ def evaluate_model(
     """
     from rankery.models.opening import open_reranker
 
+    for name, value in (("min_label", min_label), ("relevant_above", relevant_above)):
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{name} is {value}; expected a finite number")
     paths = expand_paths(list(data))
     if output is not None:
         for name in ("metrics.json", "run.trec", "qrels.trec"):

@@ -163,9 +163,9 @@ def _has_relevant(judged: Gains, relevant_above: float | None) -> bool:
 
 def _relevance_level(judged: Gains, above: float) -> int:
     """The lowest gain that counts as relevant."""
-    if above < judged.shift:
+    if not judged.shift <= above < np.inf:
         raise InputError(
-            f"relevant_above is {above:g}; expected at least {judged.shift:g}, the label with "
+            f"relevant_above is {above:g}; expected a number, at least {judged.shift:g}, the label with "
             "gain 0: documents without gain cannot be relevant"
         )
     scaled = (above - judged.shift) * judged.scale
