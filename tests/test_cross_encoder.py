@@ -7,8 +7,10 @@ import math
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import WORDS, make_bert, run_python, words
@@ -112,10 +114,58 @@ def test_normalised_scores_are_the_sigmoid_of_the_logits(saved: Path) -> None:
     assert 0 < scores.min() < scores.max() - 0.1 < 0.9
 
 
-@pytest.mark.parametrize("pairs", [["sun"], [("sun",)], [("sun", 3)], [("a", "b", "c")], "sun sea"])
+@pytest.mark.parametrize("pairs", [["sun"], [("sun",)], [("sun", 3)], [("a", "b", "c")]])
 def test_bad_pairs(saved: Path, pairs: list) -> None:
     with pytest.raises(InputError, match=r"pair \d+ is .* expected two strings"):
         CrossEncoder.from_pretrained(saved).compute_score(pairs)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.compute_score("sun sea"), "pairs is 'sun sea'; expected a list of"),
+        (lambda r: r.compute_score(None), "pairs is None; expected a list of"),
+        (lambda r: r.rerank("sun", "sea"), "documents is 'sea'; expected a list of strings"),
+        (lambda r: r.rerank("sun", None), "documents is None; expected a list of strings"),
+        (lambda r: r.rerank("sun", [None]), "pair 0 is .* expected two strings"),
+        (lambda r: r.rerank("sun", ["sea"], top_k=1.0), "top_k is 1.0; expected a whole number from 0, or None"),
+        (lambda r: r.rerank("sun", ["sea"], top_k=-1), "top_k is -1; expected a whole number"),
+        (lambda r: r.rerank("sun", ["sea"], batch_size=2.0), "batch_size is 2.0; expected a whole number from 1"),
+        (lambda r: r.rerank("sun", ["sea"], batch_size=0), "batch_size is 0; expected a whole number"),
+        (lambda r: r.rerank("sun", ["sea"], batch_size=True), "batch_size is True; expected a whole number"),
+        (lambda r: r.compute_score(PAIRS, max_length=20.0), "max_length is 20.0; expected a whole number"),
+    ],
+)
+def test_bad_calls(saved: Path, call: Callable, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(CrossEncoder.from_pretrained(saved))
+
+
+def test_collections_of_other_kinds(saved: Path) -> None:
+    reranker = CrossEncoder.from_pretrained(saved)
+    expected = reranker.rerank("sun", ["sea", "hill", "sun"], top_k=2)
+    assert reranker.rerank("sun", iter(["sea", "hill", "sun"]), top_k=np.int64(2)) == expected
+    assert reranker.rerank("sun", np.array(["sea", "hill", "sun"]), top_k=2) == expected
+    assert torch.equal(reranker.compute_score(iter(PAIRS)), reranker.compute_score(PAIRS))
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_labels": 0}, "num_labels is 0; expected a whole number from 1"),
+        ({"num_labels": -1}, "num_labels is -1"),
+        ({"num_labels": 1.5}, "num_labels is 1.5"),
+        ({"max_len": 20.5}, "max_len is 20.5"),
+        ({"dtype": "int8"}, "dtype is 'torch.int8'; expected float32, bfloat16 or float16"),
+        ({"dtype": torch.int8}, "dtype is 'torch.int8'"),
+        ({"dtype": 16}, "dtype is '16'"),
+    ],
+)
+def test_bad_arguments_of_loading(kind: str, change: dict, message: str, request: pytest.FixtureRequest) -> None:
+    cls = CrossEncoder if kind == "bert" else LLMDecoder
+    with pytest.raises(InputError, match=message):
+        cls.from_pretrained(request.getfixturevalue(kind), **change, seed=0)
 
 
 def test_bad_arguments(saved: Path) -> None:
@@ -311,6 +361,12 @@ def test_a_head_with_another_number_of_labels(saved: Path, tmp_path: Path) -> No
     (folder / "rankery.json").unlink()
     with pytest.raises(InputError, match="whose head gives 1 logits, but num_labels is 3; set num_labels to 1"):
         CrossEncoder.from_pretrained(folder, 3)
+    for kinds in ([], ["BertModel"]):  # the configuration does not say that there is a head
+        other = Path(shutil.copytree(folder, tmp_path / f"unsaid{len(kinds)}"))
+        change_json(other / "config.json", architectures=kinds)
+        with pytest.raises(InputError, match=r"hold classifier\S* as \(1,.*with num_labels 3 has it as \(3,"):
+            CrossEncoder.from_pretrained(other, 3)
+        CrossEncoder.from_pretrained(other)
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if "classifier" not in k}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"are not in its files \(classifier"):

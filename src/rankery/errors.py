@@ -8,6 +8,8 @@ data one run at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 SHOWN_PROBLEMS = 20
 
@@ -33,3 +35,13 @@ class InputError(ValueError):
 
 class NewHeadWarning(UserWarning):
     """Scores come from a head that nobody has trained, and no seed says that this is wanted."""
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """An argument that may be left out has to be a whole number; numpy's count.
+
+    Raises:
+        InputError: it is something else, or too small.
+    """
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least):
+        raise InputError(f"{name} is {value!r}; expected a whole number from {least}, or None")

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from rankery.data.template import pair_template
+from rankery.errors import check_whole
 from rankery.models.contract import check_arguments, check_contract, read_contract
 from rankery.models.loading import (
+    REPORTED,
     check_tokenizer,
     choose_device,
     choose_dtype,
@@ -92,6 +94,7 @@ class CrossEncoder(Reranker):
         dtype = choose_dtype(dtype, device)
         if seed is not None:
             torch.manual_seed(seed)
+        check_whole("num_labels", num_labels)
         num_labels = num_labels or (contract or {}).get("num_labels")
         model, tokenizer = _load(
             model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
@@ -131,9 +134,9 @@ def _load(
         set_dropout(config, hidden_dropout, attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            base, config=config, dtype=torch.float32, output_loading_info=True, **base_hub, **quantized
+            base, config=config, **REPORTED, **base_hub, **quantized
         )
-        model.new_weights = new_weights(base, model, report["missing_keys"], has_classifier(config))
+        model.new_weights = new_weights(base, model, report, has_classifier(config))
         if base != name:
             load_adapters(model, Path(name))
     check_tokenizer(name, tokenizer, config)

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
-from rankery.errors import InputError
+from rankery.errors import InputError, check_whole
 from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
 from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
+    REPORTED,
     check_family,
     check_tokenizer,
     choose_device,
@@ -145,6 +146,7 @@ class LLMDecoder(Reranker):
             wanted = {**texts, "num_labels": num_labels, "max_len": max_len, "model_type": cls.model_type}
             check_arguments(contract, wanted, name)
             shown, reading = resolve_prompt(None, None, {}, contract)
+        check_whole("num_labels", num_labels)
         if reading.head == "yes_no" and num_labels not in (None, 1):
             raise InputError(f"num_labels is {num_labels}; a yes_no head gives one score: expected 1")
         device = choose_device(device)
@@ -260,10 +262,8 @@ def _load(
             check_family(name, config)
             config.num_labels = choose_labels(name, config, num_labels)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        model, report = _auto_class(head).from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, **hub, **quantized
-        )
-        model.new_weights = new_weights(name, model, report["missing_keys"], is_reranker or head == "yes_no")
+        model, report = _auto_class(head).from_pretrained(name, config=config, **REPORTED, **hub, **quantized)
+        model.new_weights = new_weights(name, model, report, is_reranker or head == "yes_no")
     if head == "score":
         if not isinstance(getattr(model, "score", None), torch.nn.Linear):
             raise InputError(f"model_name_or_path is {name!r}, a {type(model).__name__}; expected an LLM decoder")

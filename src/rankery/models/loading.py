@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from rankery.errors import InputError, NewHeadWarning
+from rankery.errors import InputError, NewHeadWarning, check_whole
 from rankery.models.budget import computes_bf16
 
 DEFAULT_MAX_LEN = 512
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that weights can be in
+# Arguments of transformers' from_pretrained: fp32, and weights that do not fit are reported to `new_weights`, not raised.
+REPORTED: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
 ALIGNED_BYTES = 64  # as torch's own allocations
 # What the families call their dropout.
 DROPOUT_NAMES = {
@@ -102,12 +105,25 @@ def choose_labels(name: str, config: Any, wanted: int | None) -> int:
     return int(config.num_labels)
 
 
-def new_weights(name: str, model: Any, missing: Collection[str], has_head: bool) -> frozenset[str]:
+def new_weights(name: str, model: Any, report: Mapping[str, Any], has_head: bool) -> frozenset[str]:
     """The weights that a checkpoint did not hold: those of a head, unless it `has_head`, and a pooler's.
 
+    Args:
+        name: of the checkpoint.
+        model: as loaded, weights of another shape ignored.
+        report: transformers' `output_loading_info`.
+        has_head: the checkpoint says that it holds a head.
+
     Raises:
-        InputError: others, which transformers would leave random.
+        InputError: others, which transformers would leave random; weights of another shape.
     """
+    if shapes := sorted((key, tuple(held), tuple(wanted)) for key, held, wanted in report["mismatched_keys"]):
+        key, held, wanted = shapes[0]
+        raise InputError(
+            f"model_name_or_path is {name!r}, whose files hold {key} as {held}, but a {type(model).__name__} with num_labels "
+            f"{model.config.num_labels} has it as {wanted}; set num_labels to that of its head, or choose another model"
+        )
+    missing = report["missing_keys"]
     known, inside = dict(model.named_parameters()), f"{model.base_model_prefix}."
     lost = [
         key
@@ -164,6 +180,7 @@ def position_limit(model: Any) -> int | None:
 
 def choose_max_len(wanted: int | None, saved: int | None, limit: int | None, tokenizer: Any, name: str) -> int:
     """Tokens of a pair: what is asked for, else as saved, else what model and tokenizer take, 512 at most."""
+    check_whole("max_len", wanted)
     if wanted is None:
         wanted = saved or min(n for n in (limit, tokenizer.model_max_length, DEFAULT_MAX_LEN) if n)
     if limit is not None and wanted > limit:
@@ -193,10 +210,9 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         return torch.bfloat16 if native else torch.float32
     if isinstance(dtype, str):
         named = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
-        found = getattr(torch, named, None)
-        if not isinstance(found, torch.dtype):
-            raise InputError(f"dtype is {dtype!r}; expected float32, bfloat16 or float16")
-        dtype = found
+        dtype = getattr(torch, named, dtype)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {str(dtype)!r}; expected float32, bfloat16 or float16")
     if dtype == torch.float16 and device.type == "cpu":
         raise InputError("dtype is float16 on a CPU, which computes it slowly and badly; expected float32 or bfloat16")
     return dtype

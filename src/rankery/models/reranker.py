@@ -7,7 +7,7 @@ Rejected: batches in input order, which compute up to 2.6 tokens for each real o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from rankery.data.examples import one_each
 from rankery.data.plan import deal
 from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
-from rankery.errors import InputError
+from rankery.errors import InputError, check_whole
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
 from rankery.models.loading import choose_max_len, placed, position_limit
 from rankery.models.scorer import Scorer
@@ -105,8 +105,8 @@ class Reranker:
         Raises:
             InputError: something that is no pair of strings, a pair without a single token, or a max_length that the model cannot take.
         """
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1, or None")
+        check_whole("batch_size", batch_size)
+        pairs = _listed("pairs", pairs, "(query, document) pairs")
         pairs = [pairs] if len(pairs) == 2 and all(isinstance(text, str) for text in pairs) else pairs  # type: ignore[list-item]
         _check_pairs(pairs)
         template = self._shortened(max_length)
@@ -144,9 +144,12 @@ class Reranker:
             documents: the candidates.
             top_k: how many to return; None: all.
             options: as for `compute_score`; with `normalize` the scores are in [0, 1].
+
+        Raises:
+            InputError: documents that are no list of strings, a top_k that is no count, or as `compute_score`.
         """
-        if top_k is not None and top_k < 0:
-            raise InputError(f"top_k is {top_k}; expected 0 or more, or None")
+        check_whole("top_k", top_k, least=0)
+        documents = _listed("documents", documents, "strings")
         normalize = options.pop("normalize", False)
         scores = self.rank_scores(self.compute_score([(query, document) for document in documents], **options))
         scores = scores.sigmoid() if normalize and self.num_labels == 1 else scores
@@ -175,6 +178,7 @@ class Reranker:
         write_model_directory(Path(folder), self, self.model.state_dict(), plain_card(self) if card is None else card)
 
     def _shortened(self, max_length: int | None) -> PairTemplate:
+        check_whole("max_length", max_length)
         if max_length is None or max_length == self.template.max_len:
             return self.template
         fewest = self.template.specials + 2
@@ -243,6 +247,13 @@ def encode_pairs(
     query_ids = tokenize(tokenizer, [template.format_query(text) for text in queries])
     document_ids = tokenize(tokenizer, [template.format_document(text) for text in documents])
     return [template.build(query_ids[queries[query]], document_ids[documents[document]]) for query, document in pairs]
+
+
+def _listed(name: str, values: Any, of: str) -> list[Any]:
+    """Any collection as a list; not a bare string, whose characters nobody means."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{name} is {values!r:.80}; expected a list of {of}")
+    return list(values)
 
 
 def _check_pairs(pairs: Sequence[Pair]) -> None:
