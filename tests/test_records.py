@@ -82,6 +82,62 @@ def test_messages(tmp_path: Path, line: str, message: str) -> None:
         list(read_records([path]))
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("pos_score", "pos_scores"),
+        ("pos_scroes", "pos_scores"),
+        ("posScores", "pos_scores"),
+        ("neg-scores", "neg_scores"),
+        ("neg_score", "neg_scores"),
+        ("negs", "neg"),
+        ("Neg", "neg"),
+    ],
+)
+def test_keys_that_are_nearly_those_of_the_format(tmp_path: Path, given: str, meant: str) -> None:
+    """Refused where the key that they resemble is absent: what they hold would be left out in silence."""
+    row = {"query": "q", "pos": ["a"], given: [0.5] if "cor" in given.lower() or "cro" in given else ["b"]}
+    path = write_rows(tmp_path / "data.jsonl", [row])
+    with pytest.raises(InputError, match=rf'data.jsonl:1: has the key "{given}" and no "{meant}"; expected "{meant}"'):
+        check_records([path])
+    value = {"neg": ["b"], "pos_scores": [1], "neg_scores": []}[meant]
+    assert check_records([write_rows(path, [{**row, meant: value}])]).queries == 1
+    assert check_records([write_rows(path, [{**row, given: None}])]).queries == 1
+
+
+def test_other_keys_are_left_alone(tmp_path: Path) -> None:
+    names = [
+        *(
+            "id",
+            "title",
+            "pos_logits",
+            "neg_logits",
+            "pos_ids",
+            "neg_ids",
+            "pos_scores_raw",
+            "scores",
+            "post",
+            "new",
+            "net",
+        ),
+        *(
+            "score",
+            "source",
+            "pos_docs",
+            "neg_type",
+            "pos_label",
+            "positions",
+            "label",
+            "document",
+            "answers",
+            "POS_TAGS",
+        ),
+    ]
+    row = {"query": "q", "pos": ["a"]}
+    path = write_rows(tmp_path / "data.jsonl", [row, {**row, **{name: ["x"] for name in names}}])
+    assert check_records([path]).queries == 2
+
+
 def test_all_problems_of_all_files_at_once(tmp_path: Path) -> None:
     first, second, empty = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
     first.write_text('{"query": 1, "pos": [2]}\nx\n')

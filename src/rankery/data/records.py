@@ -1,6 +1,6 @@
 """Every accepted JSONL shape -> `QueryRecord(query, documents, labels)`, with errors that name file and line.
 
-Shapes, recognised by their keys (other keys are ignored):
+Shapes, recognised by their keys (other keys are ignored, unless they are nearly one of the last four of the first):
 
     {"query", "pos", "neg", "pos_scores", "neg_scores"}   any of the last four may be missing; binary, graded or soft
     {"query", "content", "label"}                         one pair a line
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from rankery.data.spelling import misspelt
 from rankery.errors import InputError
 
 SHAPES = (
@@ -222,6 +223,7 @@ def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) ->
     elif "hits" in row:
         pairs = _hits(row["hits"], where, problems)
     elif "pos" in row or "neg" in row:
+        problems += misspelt(row, where)
         pairs = _lists(row, labels, where, problems)
     elif "documents" in row and not labels.needed:
         pairs = _lists({"pos": row["documents"]}, labels, where, problems)
