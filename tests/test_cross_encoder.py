@@ -20,7 +20,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
 from rankery.errors import NewHeadWarning
+from rankery.models import reranker as reranker_module
 from rankery.models.budget import keep_large_blocks
+from rankery.models.contract import PROBES
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import expected_grade
 
@@ -228,15 +230,53 @@ def test_contract_finds_a_wrong_pad_in_the_model(saved: Path, tmp_path: Path) ->
         CrossEncoder.from_pretrained(folder)
 
 
-def test_bfloat16_is_within_its_tolerance(saved: Path) -> None:
-    half = CrossEncoder.from_pretrained(saved, dtype="bfloat16")
-    full = CrossEncoder.from_pretrained(saved)
+def with_wrong_template(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the contract as in the template, so that nothing but the scores can tell."""
+    contract = json.loads((folder / "rankery.json").read_text())
+    template = {**contract["template"], "query_format": "sea sun {}"}
+    change_json(folder / "rankery.json", query_format="sea sun {}", template=template)
+
+
+def with_pads_that_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = reranker_module.pad
+
+    def unmasked(*arguments: object) -> tuple:
+        ids, mask, types = original(*arguments)
+        return ids, torch.ones_like(mask), types
+
+    monkeypatch.setattr(reranker_module, "pad", unmasked)
+
+
+def with_wrong_head(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth too large: the order of documents stays."""
+    state = load_file(folder / "model.safetensors")
+    head = [name for name in state if name.startswith("classifier") and state[name].dim() == 2][-1]
+    save_file({**state, head: 1.2 * state[head]}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", [with_wrong_template, with_pads_that_are_read, with_wrong_head])
+def test_golden_scores_tell_faults_from_rounding(
+    saved: Path, tmp_path: Path, dtype: str, fault: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model without fault loads in either precision, one with a fault in neither: both lie well off the tolerance."""
     contract = json.loads((saved / "rankery.json").read_text())
-    assert contract["tolerance"]["bfloat16"] > contract["tolerance"]["float32"]
-    assert (
-        float((half.compute_score(PAIRS) - full.compute_score(PAIRS)).abs().max())
-        < 20 * contract["tolerance"]["bfloat16"]
-    )
+    tolerance, golden = contract["tolerance"][dtype], torch.tensor(contract["golden"])
+    sound = CrossEncoder.from_pretrained(saved, dtype=dtype)
+    assert float((sound.compute_score(PROBES) - golden).abs().max()) < tolerance / 2
+    folder = copied(saved, tmp_path)
+    fault(folder, monkeypatch)
+    with pytest.raises(InputError, match=rf"does not score as it was saved.*\({dtype}\)"):
+        CrossEncoder.from_pretrained(folder, dtype=dtype)
+    wrong = CrossEncoder.from_pretrained(folder, dtype=dtype, verify=False).compute_score(PROBES)
+    assert float((wrong - golden).abs().max()) > 2 * tolerance
+
+
+def test_bfloat16_is_within_its_tolerance(saved: Path) -> None:
+    """Also for pairs that are no probes."""
+    half, full = (CrossEncoder.from_pretrained(saved, dtype=dtype).compute_score(PAIRS) for dtype in ("bf16", "fp32"))
+    tolerance = json.loads((saved / "rankery.json").read_text())["tolerance"]
+    assert tolerance["float32"] < float((half - full).abs().max()) < tolerance["bfloat16"]
 
 
 def test_contracts_that_cannot_be_read(saved: Path, tmp_path: Path) -> None:
