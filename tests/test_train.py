@@ -721,26 +721,43 @@ def test_evaluating_and_saving_at_steps(config: dict) -> None:
     ]
 
 
-def test_full_disk_while_saving_keeps_the_last_checkpoint(config: dict, tmp_path: Path) -> None:
-    """A file-size limit stands in for a full disk: the kernel refuses the write in the middle of the weights."""
+# What is written when the disk is full: (module, its function, when in its arguments, bytes left, what is there then).
+FULL = {
+    "checkpoint": ("checkpoint", "write_checkpoint", "arguments[1]['step'] > 6", "20000", {"checkpoint_3", "checkpoint_6", "best_6"}),
+    "best model": ("loop", "write_model_directory", "arguments[0].name[:5] == 'best_'", "20000", {"checkpoint_3"}),
+    "final model": ("loop", "write_model_directory", "str(arguments[0]) == out + '/model'", "20000", {"checkpoint_9", "checkpoint_12", "best_"}),
+    "metrics": ("tracking.Tracker", "log", "arguments[1] == 5", "os.path.getsize(out + '/metrics.jsonl') + 10", {"checkpoint_3"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_is_said_and_the_run_goes_on(config: dict, tmp_path: Path, what: str) -> None:
+    """A file-size limit stands in for a full disk: the kernel refuses the write in the middle of the file."""
+    home, name, when, room, left = FULL[what]
+    settings = {**config, "save_steps": 3, "save_dtype": "bf16"}
     code = f"""
-import resource, signal, sys
+import os, resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from rankery.training import checkpoint
-original = checkpoint.write_checkpoint
-def limited(folder, state, *rest):
-    if state["step"] > 6:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
-    return original(folder, state, *rest)
-checkpoint.write_checkpoint = limited
 from rankery.cli import main
-sys.exit(main(["train", *{[f"{key}={value}" for key, value in {**config, "best_metric": None}.items() if value is not None]!r}, "best_metric="]))
+from rankery.training import checkpoint, loop, tracking
+out, original = {config["output_dir"]!r}, {home}.{name}
+def limited(*arguments):
+    if {when}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
+    return original(*arguments)
+{home}.{name} = limited
+sys.exit(main(["train", *{[f"{key}={value}" for key, value in settings.items()]!r}]))
 """
     done = run_python(code)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "could not be saved" in done.stderr
-    assert [path.name for path in (Path(config["output_dir"]) / "checkpoints").iterdir()] == ["checkpoint_6"]
-    assert train({**config, "best_metric": None}, resume=True).is_dir()
+    assert re.search(rf"^error: {config['output_dir']}/\S+: could not be saved: .*resume=true$", done.stderr, re.M)
+    assert "Traceback" not in done.stderr
+    folder = Path(config["output_dir"])
+    assert not (folder / "model").exists()
+    found = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {re.sub(r"^(best_).*", r"\1", path) if "best_" in left else path for path in found} == left
+    train(settings, resume=True)
+    assert_equal_runs(train(settings, output_dir=str(tmp_path / "whole")).parent, folder)
 
 
 def test_full_disk_under_the_metrics(config: dict) -> None:

@@ -39,9 +39,14 @@ def written_aside(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{folder}: could not be saved: {error}; what was saved before is whole: make room, then go on with resume=true"
-        ) from error
+        raise not_saved(folder, error) from error
+
+
+def not_saved(path: Path, error: Exception) -> InputError:
+    """What a run says when the disk is full or not writable."""
+    return InputError(
+        f"{path}: could not be saved: {error}; what was saved before is whole: make room, then go on with resume=true"
+    )
 
 
 def sync(folder: Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rankery.errors import InputError
-from rankery.models.folders import CONTRACT_FILE, STATE_FILE, remove, written_aside
+from rankery.models.folders import CONTRACT_FILE, STATE_FILE, not_saved, remove, written_aside
 
 if TYPE_CHECKING:
     from rankery.training.engine import Engine
@@ -50,9 +50,7 @@ def write_optimizer(folder: Path, optimizer: dict[str, torch.Tensor], engine: En
             save_file(optimizer, path)
     except (OSError, SafetensorError) as error:
         path.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: could not be saved: {error}; what was saved before is whole: make room, then go on with resume=true"
-        ) from error
+        raise not_saved(path, error) from error
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any], write_model: Callable[[Path], None], keep: int) -> None:

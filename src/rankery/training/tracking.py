@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from rankery.errors import InputError
+from rankery.models.folders import not_saved
 
 if TYPE_CHECKING:
     from rankery.training.run import Run
@@ -50,15 +50,13 @@ class Tracker:
         """Logs values at a step; `clocked` ones (rates, times) do not go to metrics.jsonl.
 
         Raises:
-            InputError: the disk is full or not writable.
+            InputError: the disk is full; half a line is cut when the run resumes.
         """
         try:
             self.file.write(json.dumps({"step": step, **values}).encode() + b"\n")
             self.file.flush()
         except OSError as error:
-            raise InputError(
-                f"{self.file.name}: could not be written: {error}; make room, then go on with resume=true"
-            ) from error
+            raise not_saved(Path(self.file.name), error) from error
         for key, value in {**values, **(clocked or {})}.items():
             if self.board is not None:
                 self.board.add_scalar(key, value, step)
