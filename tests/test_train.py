@@ -343,6 +343,51 @@ def test_damaged_checkpoints(config: dict, capsys: pytest.CaptureFixture) -> Non
         train(config, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("foreign", "why"),
+    [
+        ("{}", "state.json lacks best, best_step, engine"),
+        ('{"step": 12, "files": {}}', "state.json lacks best, best_step, engine"),  # says that it has nothing to check
+        ("[]", "object is not a mapping"),
+        ("null", "object is not a mapping"),
+        ("\udcff", "can't decode"),
+        ("another run", r"it is of run \w+, this one is \w+"),
+    ],
+)
+def test_checkpoints_of_somebody_else(
+    config: dict, tmp_path: Path, capsys: pytest.CaptureFixture, foreign: str, why: str
+) -> None:
+    """Said, passed over for an older one of the run's own, and refused where there is none."""
+    config["best_metric"] = None
+    whole = train(config).parent
+    folder = Path(shutil.copytree(whole, tmp_path / "cut"))
+    shutil.rmtree(folder / "model")
+    newest = folder / "checkpoints" / "checkpoint_12"
+    if foreign == "another run":
+        other = train(config, seed=2, output_dir=str(tmp_path / "other")).parent
+        shutil.rmtree(newest)
+        shutil.copytree(other / "checkpoints" / "checkpoint_12", newest)
+    else:
+        (newest / "state.json").write_bytes(os.fsencode(foreign))
+    theirs = folder / "checkpoints" / "checkpoint_30"  # another program's
+    theirs.mkdir()
+    (theirs / "trainer_state.json").write_text("{}")
+    capsys.readouterr()
+    train(config, output_dir=str(folder), resume=True)
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"note: .*checkpoint_12: is no whole checkpoint .*{why}.*; resuming from checkpoint_6$", said, re.M
+    )
+    assert_equal_runs(whole, folder)
+    assert [path.name for path in theirs.iterdir()] == ["trainer_state.json"]
+    shutil.rmtree(folder / "checkpoints" / "checkpoint_6")
+    shutil.rmtree(newest)
+    shutil.copytree(theirs, newest)
+    (newest / "state.json").write_text('{"step": 12}')
+    with pytest.raises(InputError, match="checkpoint_12: is no whole checkpoint of a rankery run"):
+        train(config, output_dir=str(folder), resume=True)
+
+
 def test_nothing_is_written_before_everything_is_valid(config: dict, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"query": "q", "pos": ["a"], "pos_scores": [1, 2]}\nnot json\n')

@@ -26,6 +26,13 @@ from rankery.models.folders import CONTRACT_FILE, STATE_FILE, not_saved, remove,
 if TYPE_CHECKING:
     from rankery.training.engine import Engine
 
+# The state of a run that begins.
+FRESH: dict[str, Any] = {
+    "step": 0, "updates": 0, "metrics_bytes": 0, "best": None, "best_step": 0, "worse_evaluations": 0,
+    "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics": {}, "best_metrics": {}, "metrics_before": {},
+    "new_head": False,
+}  # fmt: skip
+STATE_KEYS = {*FRESH, "files", "token_budget", "engine", "processes", "run_id"}
 
 def numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
     """(step, path) of the `kind`_N folders that a run wrote, oldest first."""
@@ -103,17 +110,20 @@ def _measure(path: Path) -> list[int]:
     return [path.stat().st_size, check]
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint with its state; None when the run has none.
+def newest_checkpoint(folder: Path, run_id: str, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a run with its state; None when the run has none.
 
     Raises:
         InputError: there are checkpoints, but none is whole.
     """
     problems = []
-    candidates = numbered(folder, "checkpoint")
-    for step, path in reversed(candidates):
+    for step, path in reversed(numbered(folder, "checkpoint")):
         try:
-            state = json.loads((path / STATE_FILE).read_text())
+            state = {**json.loads((path / STATE_FILE).read_text())}
+            if missing := STATE_KEYS - state.keys():
+                raise ValueError(f"{STATE_FILE} lacks {', '.join(sorted(missing))}")
+            if state["run_id"] != run_id:
+                raise ValueError(f"it is of run {state['run_id']}, this one is {run_id}")
             damaged = [name for name, size in state["files"].items() if _measure(path / name) != size]
             if damaged or state["step"] != step:
                 raise ValueError(f"{', '.join(damaged) or STATE_FILE} changed since it was written")

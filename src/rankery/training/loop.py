@@ -28,16 +28,11 @@ from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate
 
 SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FRESH: dict[str, Any] = {
-    "step": 0, "updates": 0, "metrics_bytes": 0, "best": None, "best_step": 0, "worse_evaluations": 0,
-    "loss_sum": 0.0, "loss_steps": 0, "scaler": {}, "metrics": {}, "best_metrics": {}, "metrics_before": {},
-    "new_head": False,
-}  # fmt: skip
 
 
 def fit(run: Run) -> Path:
     """Trains to the end; returns the folder of the final model."""
-    config, state = run.config, {**FRESH, **run.start}
+    config, state = run.config, {**checkpoint.FRESH, **run.start}
     run.say(describe(run))
     if state["step"]:
         run.say(f"resumed after step {state['step']}")
@@ -168,7 +163,9 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
     def write() -> None:
         assert tracker is not None
         saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
-        saved |= {"scaler": engine.scaler.state_dict(), "engine": engine.kind, "processes": engine.processes}
+        saved |= {
+            "scaler": engine.scaler.state_dict(), "engine": engine.kind, "processes": engine.processes, "run_id": run.run_id,
+        }  # fmt: skip
         card = _card(run, state)
         checkpoint.write_checkpoint(
             run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),

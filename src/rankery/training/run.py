@@ -100,8 +100,9 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     labels = LabelRange(config.min_label, config.max_label)
     files = engine.on_main(lambda: _check_places(config))
     found = None
-    if config.resume and (Path(config.output_dir) / output.RUN_FILE).is_file():
-        found = engine.on_main(lambda: checkpoint.newest_checkpoint(Path(config.output_dir), print))
+    folder = Path(config.output_dir)
+    if config.resume and (earlier := engine.on_main(lambda: output.read_run(folder))):
+        found = engine.on_main(lambda: checkpoint.newest_checkpoint(folder, earlier["run_id"], print))
     start = found[1] if found else {}
     reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
     if not found:
