@@ -1,8 +1,8 @@
 """A saved model directory is a contract: `rankery.json` says how it scores, and holds golden scores to prove it.
 
-Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; golden logits are computed from the directory as written, in
-fp32; each dtype's tolerance is measured at that moment. Loading compares. Cost: eight short probes. Rejected: hashes of the
-files, which say that bytes are the same but not that scores are.
+Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; golden logits are
+computed from the directory as written, in fp32; each dtype's tolerance is measured at that moment. Loading compares. Cost:
+eight short probes. Rejected: hashes of the files, which say that bytes are the same but not that scores are.
 """
 
 from __future__ import annotations
