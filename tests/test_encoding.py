@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,29 @@ def test_equals_the_tokenizers_own_pairs(kind: str, tmp_path: Path, request: pyt
     batch = collate(data, np.array([5, 0]))
     assert batch.input_ids.shape == (2, max(data.lengths[5], data.lengths[0]))
     assert batch.attention_mask.sum(1).tolist() == [data.lengths[5], data.lengths[0]]
-    assert batch.targets.tolist() == [0.0, 1.0]
+    assert data.targets(np.array([5, 0])).tolist() == [0.0, 1.0]
     assert data.where(5) == f"{path}:2"
+
+
+def test_a_gzip_file_gives_the_tokens_of_the_plain_one(tmp_path: Path, bert: Path) -> None:
+    """All that training and messages read of it."""
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    template = pair_template(tokenizer, 32)
+    plain = make_data(tmp_path / "data.jsonl")
+    packed = tmp_path / "data.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    found = []
+    for path in (plain, packed):
+        folder = tmp_path / "cache" / cache_key([path], tokenizer, template, LABELS)
+        encode([path], tokenizer, template, LABELS, folder)
+        found.append(open_encoded(folder, template, LABELS, [path]))
+    assert found[0].arrays.keys() == found[1].arrays.keys()
+    for name, array in found[0].arrays.items():
+        assert array.dtype == found[1].arrays[name].dtype
+        assert array.tolist() == found[1].arrays[name].tolist(), name
+    assert found[1].lengths.tolist() == found[0].lengths.tolist()
+    assert found[1].where(5) == f"{packed}:2"
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "one cache served both: nothing was compared"
 
 
 @given(st.integers(5, 64), st.integers(0, 100), st.integers(0, 100))
