@@ -34,6 +34,7 @@ FRESH: dict[str, Any] = {
 }  # fmt: skip
 STATE_KEYS = {*FRESH, "files", "token_budget", "engine", "processes", "run_id"}
 
+
 def numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
     """(step, path) of the `kind`_N folders that a run wrote, oldest first."""
     mark = STATE_FILE if kind == "checkpoint" else CONTRACT_FILE

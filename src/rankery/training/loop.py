@@ -123,7 +123,7 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     if tracker is not None:
         tracker.log(state["step"], {f"val/{key}": value for key, value in metrics.items()})
     if state["step"] == 0:
-        state.update(metrics_before=metrics, new_head=new_head(run.reranker.model))
+        state.update(metrics_before=metrics, new_head=bool(new_head(run.reranker.model)))
         return
     name = _best_metric(run)
     if name is None:
