@@ -109,14 +109,15 @@ def plain_loop(model: Any, reranker: LLMDecoder, pairs: list[tuple[str, str]]) -
     budget = default_token_budget(model.config, torch.device("cpu"), training=False)
     (batches,) = deal(np.arange(len(rows)), one_each(lengths), lengths, 1, budget)
     scores = torch.empty(len(pairs))
-    for batch in batches:
-        input_ids, mask, _ = pad([rows[i] for i in batch.pairs], reranker.template.pad_token_id)
-        logits = model(input_ids=input_ids, attention_mask=mask).logits
+    for micro_batch in batches:
+        batch = pad([rows[i] for i in micro_batch.pairs], reranker.template.pad_token_id)
+        mask = batch.attention_mask
+        logits = model(input_ids=batch.input_ids, attention_mask=mask).logits
         if reranker.reading.head == "yes_no":
             last = logits[torch.arange(len(mask)), mask.sum(dim=1) - 1].float()
             yes, no = reranker.scorer.vocabulary.rows  # type: ignore[union-attr]
             logits = last[:, yes] - last[:, no]
-        scores[torch.from_numpy(batch.pairs)] = logits.float().reshape(-1)
+        scores[torch.from_numpy(micro_batch.pairs)] = logits.float().reshape(-1)
     return scores
 
 

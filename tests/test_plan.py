@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankery.data.examples import Draw, Fixed, one_each
-from rankery.data.plan import MICRO_BATCH_OVERHEAD, MicroBatch, Plan, computed_tokens, cut_points, epoch_order
+from rankery.data.plan import (
+    MICRO_BATCH_OVERHEAD,
+    MicroBatch,
+    Plan,
+    computed_tokens,
+    cut_points,
+    epoch_order,
+    fill_points,
+)
 
 
 def groups(lengths: list[list[int]]) -> Fixed:
@@ -29,11 +39,13 @@ data = st.lists(st.lists(st.integers(1, 512), min_size=1, max_size=6), min_size=
 plans = st.builds(
     lambda kind, lengths, *rest: Plan(kind(lengths), flat(lengths), *rest),
     st.sampled_from([groups, singles]), data, st.integers(0, 5), st.integers(1, 40), st.integers(1, 4), st.integers(1, 4096),
+    st.booleans(),
 )  # fmt: skip
 
 
 def width(plan: Plan, pairs: np.ndarray) -> int:
-    return int(plan.lengths[pairs].max()) * len(pairs)
+    lengths = plan.lengths[pairs]
+    return int(lengths.sum() if plan.packed else lengths.max() * len(pairs))
 
 
 @given(plans)
@@ -79,8 +91,8 @@ def test_groups_stay_together_and_are_split_only_over_the_budget(plan: Plan) -> 
 
 @given(plans, st.integers(1, 4), st.integers(1, 4096))
 @settings(max_examples=50, deadline=None)
-def test_steps_do_not_depend_on_budget_or_processes(plan: Plan, processes: int, budget: int) -> None:
-    other = Plan(plan.examples, plan.lengths, plan.seed, plan.batch, processes, budget)
+def test_steps_do_not_depend_on_budget_processes_or_packing(plan: Plan, processes: int, budget: int) -> None:
+    other = Plan(plan.examples, plan.lengths, plan.seed, plan.batch, processes, budget, not plan.packed)
     assert plan.steps_per_epoch == other.steps_per_epoch
     for number in range(plan.steps_per_epoch):
         assert plan.step(number).pairs.tolist() == other.step(number).pairs.tolist()
@@ -119,6 +131,14 @@ def test_cut_is_optimal(examples: list[tuple[int, int]], budget: int) -> None:
     assert cost == brute_force(sizes, lengths, budget)
 
 
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(300, 3000))
+def test_packed_parts_are_few_and_even(tokens: list[int], budget: int) -> None:
+    parts = np.split(np.array(tokens), fill_points(np.array(tokens), budget))
+    sums = [int(part.sum()) for part in parts]
+    assert max(sums) <= budget
+    assert len(parts) <= 2 * -(-sum(tokens) // budget)
+
+
 def test_one_example_on_two_processes() -> None:
     plan = Plan(singles([[10]]), np.array([10]), 0, 8, 2, 100)
     first, second = plan.step(0).micro_batches
@@ -140,3 +160,5 @@ def test_little_padding_on_realistic_lengths() -> None:
     steps = [plan.step(number) for number in range(200)]
     computed = sum(computed_tokens(step, plan.lengths) for step in steps)
     assert computed / lengths.sum() < 1.1
+    packed = replace(plan, packed=True)
+    assert sum(computed_tokens(packed.step(n), lengths, packed=True) for n in range(200)) == lengths.sum()

@@ -133,12 +133,13 @@ def test_killed_at_random_moments_ends_as_uninterrupted(config: dict, tmp_path: 
     assert_equal_runs(whole, killed)
 
 
-def test_cut_of_a_step_does_not_change_what_is_learnt(config: dict, tmp_path: Path) -> None:
-    """One micro-batch or eight, plain SGD without dropout: equal gradients, equal weights."""
+@pytest.mark.parametrize("other", [{"token_budget": 40}, {"token_budget": 40, "packing": "off"}])
+def test_cut_of_a_step_does_not_change_what_is_learnt(config: dict, tmp_path: Path, other: dict) -> None:
+    """One packed micro-batch or eight, packed or padded, plain SGD without dropout: equal gradients, equal weights."""
     exact = {"hidden_dropout": 0, "attention_dropout": 0, "optimizer": "sgd", "lr": 0.05, "max_grad_norm": 0.1}
     runs = [
-        train(config, **exact, token_budget=budget, output_dir=str(tmp_path / str(budget)), best_metric=None).parent
-        for budget in (10_000, 40)
+        train(config, **exact, **cut, output_dir=str(tmp_path / str(i)), best_metric=None).parent
+        for i, cut in enumerate(({"token_budget": 10_000}, other))
     ]
     norms = [
         [json.loads(line)["grad_norm"] for line in (run / "metrics.jsonl").open() if "grad_norm" in line]

@@ -147,6 +147,9 @@ class TrainConfig(BaseModel):
     token_budget: int | None = Field(
         None, gt=0, description="tokens a micro-batch computes at most, padding included; empty: chosen for the device"
     )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto", description="pairs end to end in one row, without padding; auto: where the model's family can"
+    )
     # Evaluation, saving, logging
     eval_steps: int | None = Field(None, gt=0, description="evaluate every so many updates; empty: every epoch")
     save_steps: int | None = Field(
@@ -181,6 +184,7 @@ RESUME_FREE = frozenset(
         "gradient_accumulation_steps",
         "num_workers",
         "token_budget",
+        "packing",
         "activation_offload",
         "save_steps",
         "save_on_epoch_end",

@@ -1,38 +1,45 @@
 """Planned pair indices -> `Batch`: tensors that a model takes; and `Work`: batches whose logits one loss is computed over.
 
-Contract: rows are in the order asked for; padding goes right, is masked, and is never scored. Cost: a copy of the ids.
-The place for packing (no padding at all): a second collate beside `collate`, chosen by the model.
+Contract: pairs are in the order asked for, packed into one row or padded to one length; padding goes right, is masked, and is
+never scored. Cost: a copy of the ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from rankery.data.encoding import EncodedPairs
+from rankery.data.packing import Packing, packing_of
 from rankery.data.plan import MicroBatch, Plan
 
-# Shapes: B pairs, T tokens of the longest (rounded up to a multiple on accelerators).
+# Shapes: B pairs, T tokens of the longest (rounded up to a multiple on accelerators), N tokens of all pairs.
+Row = tuple[np.ndarray, np.ndarray | None]  # ids and token types of a pair
 
 
 @dataclass(frozen=True)
 class Batch:
     """What goes through the model at once."""
 
-    input_ids: torch.Tensor  # [B, T] int64
-    attention_mask: torch.Tensor  # [B, T] int64, 1 for real tokens
-    token_type_ids: torch.Tensor | None  # [B, T] int64
+    input_ids: torch.Tensor  # [B, T] int64; packed: [1, N]
+    attention_mask: torch.Tensor | None  # [B, T] int64, 1 for real tokens; packed: None
+    token_type_ids: torch.Tensor | None  # as input_ids
+    packing: Packing | None = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of a scorer's forward pass."""
+        return self.input_ids, self.attention_mask, self.token_type_ids, self.packing
+
+    def __len__(self) -> int:
+        return len(self.input_ids if self.packing is None else self.packing.first)
 
     def to(self, device: torch.device) -> Batch:
-        types = self.token_type_ids
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            None if types is None else types.to(device, non_blocking=True),
-        )
+        return Batch(*(x if x is None else x.to(device) for x in self.arguments))
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,18 @@ class Work:
         return replace(self, batches=batches, targets=self.targets.to(device, non_blocking=True))
 
 
-def pad(
-    rows: Sequence[tuple[np.ndarray, np.ndarray | None]], pad_token_id: int, multiple: int = 1
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(input_ids, attention_mask, token_type_ids or None), each [B, T], of rows of (ids, token types)."""
+def pack(rows: Sequence[Row]) -> Batch:
+    """Pairs end to end, without padding."""
+
+    def joined(parts: Sequence[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
+
+    types = None if rows[0][1] is None else joined([types for _, types in rows])
+    return Batch(joined([ids for ids, _ in rows]), None, types, packing_of([len(ids) for ids, _ in rows]))
+
+
+def pad(rows: Sequence[Row], pad_token_id: int, multiple: int = 1) -> Batch:
+    """Pairs as rows of one length."""
     width = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
     input_ids: np.ndarray = np.full((len(rows), width), pad_token_id, dtype=np.int64)
     mask: np.ndarray = np.zeros((len(rows), width), dtype=np.int64)
@@ -66,18 +81,19 @@ def pad(
         if row_types is not None:
             types[i, : len(ids)] = row_types
     token_types = torch.from_numpy(types) if rows[0][1] is not None else None
-    return torch.from_numpy(input_ids), torch.from_numpy(mask), token_types
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(mask), token_types)
 
 
-def collate(data: EncodedPairs, pairs: np.ndarray, multiple: int = 1) -> Batch:
-    """The batch of some pairs of the data."""
-    return Batch(*pad([data.build(int(pair)) for pair in pairs], data.template.pad_token_id, multiple))
+def collate(data: EncodedPairs, pairs: np.ndarray, packed: bool, multiple: int = 1) -> Batch:
+    """The batch of some pairs of the data; `multiple`: what padded lengths are rounded up to."""
+    rows = [data.build(int(pair)) for pair in pairs]
+    return pack(rows) if packed else pad(rows, data.template.pad_token_id, multiple)
 
 
-def work_of(data: EncodedPairs, micro_batch: MicroBatch, multiple: int = 1) -> Work:
+def work_of(data: EncodedPairs, micro_batch: MicroBatch, packed: bool, multiple: int = 1) -> Work:
     """A planned micro-batch as tensors."""
     return Work(
-        tuple(collate(data, piece, multiple) for piece in micro_batch.pieces),
+        tuple(collate(data, piece, packed, multiple) for piece in micro_batch.pieces),
         torch.from_numpy(data.targets(micro_batch.pairs)),
         micro_batch.pairs,
         micro_batch.sizes,
@@ -94,4 +110,4 @@ class StepBatches(torch.utils.data.Dataset[list[Work]]):
 
     def __getitem__(self, number: int) -> list[Work]:
         mine = self.plan.step(number).micro_batches[self.process]
-        return [work_of(self.data, micro_batch, self.multiple) for micro_batch in mine]
+        return [work_of(self.data, micro_batch, self.plan.packed, self.multiple) for micro_batch in mine]

@@ -6,6 +6,8 @@ How a step is cut (by length, under a token budget, over processes) never change
 numbers of micro-batches and of passes in each, short ones get weight-0 repeats, and the loss is divided by the step's global
 count. An example that fits the budget is never split; one that does not has a micro-batch for itself, in several passes.
 
+Padded micro-batches compute their longest pair times their number of pairs, packed ones (data/packing.py) their tokens.
+
 Cost: a permutation of n an epoch; a cut is O(examples x largest micro-batch) numpy work, well under a millisecond for 32.
 Rejected: bucketing by length over the whole epoch (steps then see one length only, which biases training), and a plain
 "fill up to the budget" (pads up to twice as much as the optimal cut below).
@@ -61,6 +63,7 @@ class Plan:
         lengths: tokens of each pair of the data, [P].
         batch: examples a step: batch_size x gradient_accumulation_steps x processes.
         budget: tokens a pass computes at most, padding included; a longer pair runs alone.
+        packed: passes have no padding.
     """
 
     examples: Examples
@@ -69,6 +72,7 @@ class Plan:
     batch: int
     processes: int
     budget: int
+    packed: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,7 +86,7 @@ class Plan:
     def step(self, number: int) -> Step:
         """Step `number`, cut and dealt."""
         examples, draw = self._drawn(number)
-        dealt = deal(examples, draw, self.lengths, self.processes, self.budget)
+        dealt = deal(examples, draw, self.lengths, self.processes, self.budget, self.packed)
         return Step(number, number // self.steps_per_epoch, *self.pairs(number), dealt)
 
     def _drawn(self, number: int) -> tuple[np.ndarray, Draw]:
@@ -101,22 +105,33 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def deal(
-    examples: np.ndarray, draw: Draw, lengths: np.ndarray, processes: int, budget: int
+    examples: np.ndarray, draw: Draw, lengths: np.ndarray, processes: int, budget: int, packed: bool = False
 ) -> tuple[tuple[MicroBatch, ...], ...]:
     """Cuts examples of a draw into micro-batches and deals them to processes, longest first, equally many to each."""
+
+    def cost(block: np.ndarray) -> int:
+        """Tokens that examples compute as one pass, padding included."""
+        real = int(lengths[draw.of(block)].sum())
+        return real if packed else int(draw.lengths[block].max()) * int(draw.sizes[block].sum())
+
     by_length = examples[np.argsort(-draw.lengths[examples], kind="stable")]
     blocks: list[np.ndarray] = []
     for start in range(0, len(by_length), CUT_WINDOW):
         window = by_length[start : start + CUT_WINDOW]
-        blocks += np.split(window, cut_points(draw.sizes[window], draw.lengths[window], budget))
-    costs = [_cost(block, draw) for block in blocks]
+        if packed:
+            tokens = np.add.reduceat(lengths[draw.of(window)], np.cumsum(draw.sizes[window]) - draw.sizes[window])
+            points = fill_points(tokens, budget)
+        else:
+            points = cut_points(draw.sizes[window], draw.lengths[window], budget)
+        blocks += np.split(window, points)
+    costs = [cost(block) for block in blocks]
     while len(blocks) % processes and max(map(len, blocks)) > 1:
         widest = max((i for i in range(len(blocks)) if len(blocks[i]) > 1), key=costs.__getitem__)
         halves = np.array_split(blocks[widest], 2)
         blocks[widest : widest + 1] = halves
-        costs[widest : widest + 1] = [_cost(half, draw) for half in halves]
+        costs[widest : widest + 1] = [cost(half) for half in halves]
     order = sorted(range(len(blocks)), key=lambda i: -costs[i])
-    micro_batches = [_micro_batch(blocks[i], draw, lengths, budget) for i in order]
+    micro_batches = [_micro_batch(blocks[i], draw, lengths, budget, packed, costs[i]) for i in order]
     while len(micro_batches) % processes:
         micro_batches.append(MicroBatch(draw.of(by_length[-1:])[:1], (1,), weight=0.0))
     rounds = [micro_batches[i : i + processes] for i in range(0, len(micro_batches), processes)]
@@ -125,13 +140,17 @@ def deal(
     return tuple(tuple(row[process] for row in rounds) for process in range(processes))
 
 
-def _micro_batch(block: np.ndarray, draw: Draw, lengths: np.ndarray, budget: int) -> MicroBatch:
+def _micro_batch(
+    block: np.ndarray, draw: Draw, lengths: np.ndarray, budget: int, packed: bool, cost: int
+) -> MicroBatch:
     """Examples as one micro-batch; a single one that is over the budget is cut by length."""
     pairs, sizes = draw.of(block), tuple(draw.sizes[block].tolist())
-    if len(block) > 1 or len(pairs) == 1 or _cost(block, draw) <= budget:
+    if len(block) > 1 or len(pairs) == 1 or cost <= budget:
         return MicroBatch(pairs, sizes)
     pairs = pairs[np.argsort(-lengths[pairs], kind="stable")]
-    return MicroBatch(pairs, sizes, cuts=tuple(cut_points(np.ones(len(pairs), np.int64), lengths[pairs], budget)))
+    ones: np.ndarray = np.ones(len(pairs), dtype=np.int64)
+    cuts = fill_points(lengths[pairs], budget) if packed else cut_points(ones, lengths[pairs], budget)
+    return MicroBatch(pairs, sizes, cuts=tuple(cuts))
 
 
 def _in_step(row: Sequence[MicroBatch]) -> list[MicroBatch]:
@@ -165,15 +184,25 @@ def cut_points(sizes: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[
     return points
 
 
-def _cost(block: np.ndarray, draw: Draw) -> int:
-    """Tokens that examples compute as one pass, padding included."""
-    return int(draw.lengths[block].max()) * int(draw.sizes[block].sum())
+def fill_points(tokens: np.ndarray, budget: int) -> Sequence[int]:
+    """Where to cut a list of examples of so many tokens: few parts within the budget, about equally full."""
+    total = int(tokens.sum())
+    goal = total / max(-(-total // budget), 1)
+    points: list[int] = []
+    filled = 0.0
+    for i, count in enumerate(tokens.tolist()):
+        if filled and (filled + count > budget or filled + count / 2 > goal):
+            points.append(i)
+            filled = 0.0
+        filled += count
+    return points
 
 
-def computed_tokens(step: Step, lengths: np.ndarray) -> int:
+def computed_tokens(step: Step, lengths: np.ndarray, packed: bool = False) -> int:
     """Tokens that a step computes on all processes, padding and weight-0 repeats included (second passes are not)."""
     total = 0
     for micro_batch in (micro_batch for row in step.micro_batches for micro_batch in row):
-        costs = [int(lengths[piece].max()) * len(piece) for piece in micro_batch.pieces]
+        pieces = micro_batch.pieces
+        costs = [int(lengths[piece].sum() if packed else lengths[piece].max() * len(piece)) for piece in pieces]
         total += sum(costs) + (micro_batch.passes - len(costs)) * costs[-1]
     return total

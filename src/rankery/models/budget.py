@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from rankery.models.packing import INNER, PREFIX, packs
+
 CPU_BUDGET = 2048  # activations of a small encoder stay near the caches, and cuts by length stay fine
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
@@ -46,11 +48,12 @@ def attention_for(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def set_attention(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Switches a transformers model to `attention_for`, where the model has that implementation."""
-    wanted = attention_for(device, dtype)
-    supported = wanted == "eager" or getattr(model, "_supports_sdpa", False)
-    if supported and model.config._attn_implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(wanted)
+    """Switches a transformers model to `attention_for`, where the model has that implementation; packed, where it packs."""
+    current, wanted = model.config._attn_implementation.removeprefix(PREFIX), attention_for(device, dtype)
+    if current not in INNER:  # somebody chose a kernel
+        return
+    inner = wanted if wanted == "eager" or getattr(model, "_supports_sdpa", False) else current
+    model.set_attn_implementation(PREFIX + inner if packs(model) else inner)
 
 
 def pad_multiple(device: torch.device) -> int:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-# Shapes: B pairs, T tokens, H width of the model, L labels.
+from rankery.data.packing import Packing
+from rankery.models.packing import first_tokens, is_causal, packed_options, sequence_module
+
+# Shapes: B pairs, T tokens, N tokens of all pairs, H width of the model, L labels.
 
 
 class Scorer(torch.nn.Module):
@@ -23,35 +26,59 @@ class Scorer(torch.nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        self._watch_output()
+
+    def _watch_output(self) -> None:
+        sequence_module(self.model).register_forward_hook(first_tokens, with_kwargs=True)
 
     @property
     def num_labels(self) -> int:
         return int(self.model.config.num_labels)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None = None,
+        packing: Packing | None = None,
     ) -> torch.Tensor:
-        """Logits, [B] for one label, else [B, L], of input_ids and masks [B, T], padded to the right."""
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        """Logits, [B] for one label, else [B, L], of ids and masks [B, T], padded to the right; or of packed ids [1, N], without a mask."""
+        options = {"attention_mask": attention_mask} if packing is None else packed_options(packing, self.model.config)
+        if token_type_ids is not None:
+            options["token_type_ids"] = token_type_ids
+        logits = self.model(input_ids=input_ids, **options).logits
         return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
 
 
 class LastTokenScorer(Scorer):
     """A decoder with a classification head, read at the last real token."""
 
+    def _watch_output(self) -> None:
+        """Nothing to do: the head is given the tokens that it scores."""
+
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None = None,
+        packing: Packing | None = None,
     ) -> torch.Tensor:
-        logits = self.head(self.last_hidden(input_ids, attention_mask))
+        logits = self.head(self.last_hidden(input_ids, attention_mask, packing))
         return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [B, L] of hidden states [B, H]."""
         return self.model.score(hidden)
 
-    def last_hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def last_hidden(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, packing: Packing | None = None
+    ) -> torch.Tensor:
         """Hidden state of each pair's last real token, [B, H]."""
+        if packing is not None:
+            options = packed_options(packing, self.model.config)
+            packed = self.model.base_model(input_ids=input_ids, use_cache=False, **options).last_hidden_state
+            return packed[0, packing.last]
+        assert attention_mask is not None
         # Padding is to the right and attention causal: no real token sees a padded one, and without a mask the fused kernels run.
         mask = None if is_causal(self.model.config) else attention_mask
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
@@ -113,9 +140,3 @@ def logit_factor(config: Any) -> float:
     """What vocabulary logits are multiplied by; 1 in most families."""
     config = config.get_text_config()
     return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-
-
-def is_causal(config: Any) -> bool:
-    """Whether tokens see only those before them; a few decoders are made into encoders by their config."""
-    config = config.get_text_config()
-    return bool(getattr(config, "is_causal", True)) and not getattr(config, "use_bidirectional_attention", False)

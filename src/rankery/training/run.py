@@ -105,6 +105,12 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(folder, earlier["run_id"], print))
     start = found[1] if found else {}
     reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
+    reranker.packing = config.packing
+    if config.packing == "on" and not reranker.packed:
+        raise InputError(
+            f"packing is on, but models of type {reranker.model.config.model_type} cannot be packed; expected auto or off",
+            shared=True,
+        )
     if not found:
         _prepare_adapters(config, reranker.model)
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
@@ -131,7 +137,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
             engine.scaler.load_state_dict(start["scaler"])
-    plan = Plan(examples, data["train"].lengths, config.seed, batch, engine.processes, budget)
+    plan = Plan(examples, data["train"].lengths, config.seed, batch, engine.processes, budget, reranker.packed)
     summary = "\n".join(_describe_encoded(name, encoded) for name, encoded in data.items())
     if dropped:
         summary += (
@@ -263,7 +269,7 @@ def describe(run: Run) -> str:
     config, engine, plan = run.config, run.engine, run.plan
     sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
     real = np.array([plan.lengths[step.pairs].sum() for step in sampled])
-    computed = sum(computed_tokens(step, plan.lengths) for step in sampled)
+    computed = sum(computed_tokens(step, plan.lengths, plan.packed) for step in sampled)
     pairs = np.mean([len(step.pairs) for step in sampled])
     grouped = is_grouped(config.loss_type)
     examples = (
@@ -277,7 +283,7 @@ def describe(run: Run) -> str:
         f"{total / 1e6:.1f} M parameters from {config.model_name_or_path}"
         f"{f', {trained / 1e6:.2f} M of them trained' if trained < total else ''}\n"
         f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {examples} and about "
-        f"{real.mean():.0f} tokens a step, micro-batches of {plan.budget} tokens, "
+        f"{real.mean():.0f} tokens a step, {'packed' if plan.packed else 'padded'} micro-batches of {plan.budget} tokens, "
         f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
     )
 

@@ -105,7 +105,7 @@ def _passes(work: Work, engine: Engine) -> Iterator[tuple[Batch, int, bool]]:
     starts, at = [], 0
     for batch in work.batches:
         starts.append(at)
-        at += len(batch.input_ids)
+        at += len(batch)
     for index in range(work.passes):
         own = min(index, len(work.batches) - 1)
         yield work.batches[own].to(engine.device), int(work.pairs[starts[own]]), index == own
@@ -115,7 +115,7 @@ def _logits(run: Run, number: int, batch: Batch, first: int) -> torch.Tensor:
     """One pass through the model, with the dropout masks that belong to this step and pair."""
     torch.manual_seed(hash((run.config.seed, number, first)) & (2**63 - 1))
     with run.engine.autocast(), activations_on_cpu(run.config.activation_offload, run.engine.device):
-        return run.model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        return run.model(*batch.arguments)
 
 
 def _halve_budget(run: Run, number: int) -> list[Work]:

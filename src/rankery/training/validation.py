@@ -22,7 +22,9 @@ from rankery.objective import Objective
 from rankery.training.engine import Engine
 
 
-def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: int, labels: int) -> torch.Tensor:
+def validation_logits(
+    engine: Engine, model: Any, data: EncodedPairs, budget: int, packed: bool, labels: int
+) -> torch.Tensor:
     """Logits of all pairs, fp32 on the CPU: [pairs] or [pairs, labels]. Out of memory: again with half the token budget.
 
     Raises:
@@ -31,8 +33,8 @@ def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: in
     """
     everything, each = np.arange(len(data)), one_each(data.lengths)
     while True:
-        shares = deal(everything, each, data.lengths, engine.processes, budget)
-        logits = _local_logits(engine, model, data, shares[engine.process], labels)
+        shares = deal(everything, each, data.lengths, engine.processes, budget, packed)
+        logits = _local_logits(engine, model, data, shares[engine.process], packed, labels)
         if not engine.sum(torch.tensor([float(logits is None)])).item():
             break
         if all(len(micro_batch.pairs) == 1 for share in shares for micro_batch in share):
@@ -47,16 +49,16 @@ def validation_logits(engine: Engine, model: Any, data: EncodedPairs, budget: in
 
 @torch.no_grad()
 def _local_logits(
-    engine: Engine, model: Any, data: EncodedPairs, share: list[MicroBatch], labels: int
+    engine: Engine, model: Any, data: EncodedPairs, share: list[MicroBatch], packed: bool, labels: int
 ) -> torch.Tensor | None:
     """Logits of this process's pairs, 0 elsewhere, [pairs, labels] fp64; None where memory ran out."""
     model.eval()
     logits = torch.zeros((len(data), labels), dtype=torch.float64)
     try:
         for micro_batch in share:
-            batch = collate(data, micro_batch.pairs, pad_multiple(engine.device)).to(engine.device)
+            batch = collate(data, micro_batch.pairs, packed, pad_multiple(engine.device)).to(engine.device)
             with engine.autocast():
-                out = model(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+                out = model(*batch.arguments)
             if micro_batch.weight:
                 logits[torch.from_numpy(micro_batch.pairs)] = out.cpu().double().reshape(-1, labels)
     except torch.OutOfMemoryError:
@@ -69,14 +71,14 @@ def _local_logits(
 
 
 def evaluate(
-    engine: Engine, model: Any, data: EncodedPairs, objective: Objective, budget: int, config: TrainConfig
+    engine: Engine, model: Any, data: EncodedPairs, objective: Objective, budget: int, packed: bool, config: TrainConfig
 ) -> dict[str, float]:
     """Metrics by name, with "loss"; equal on all processes.
 
     Raises:
         InputError: scores that are not finite, with the examples.
     """
-    logits = validation_logits(engine, model, data, budget, config.num_labels)
+    logits = validation_logits(engine, model, data, budget, packed, config.num_labels)
     odd = torch.nonzero(~torch.isfinite(logits.reshape(len(data), -1)).all(dim=1)).flatten().tolist()
     if odd:
         raise InputError(

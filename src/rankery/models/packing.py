@@ -1,0 +1,152 @@
+"""Attention and heads for pairs packed into one row (data/packing.py), in transformers' own models.
+
+Contract: logits and gradients of packed pairs equal those of padded ones to rounding. A transformers model calls the attention
+that its config names; the ones registered here lay the tokens out as rows of each chunk, call the family's own function on them
+and lay the result end to end again; padded rows they leave to that function. Encoders' heads read the first place of a row, so
+a hook hands them each pair's first token. Nothing is kept between calls: several threads may score with one model.
+Rejected: copies of the models with another attention, and a mask of the whole row.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rankery.data.packing import Chunk, Packing
+
+# Shapes: N tokens, M places, H heads (of keys and values there may be fewer), D width of a head, B rows of a chunk, T its width.
+
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta", "camembert")  # position ids begin after the pad id
+PREFIX = "packed_"  # of the names of these attention functions
+INNER = ("eager", "sdpa")
+
+
+def packs(model: Any) -> bool:
+    """Whether a transformers model takes packed pairs."""
+    kind = model.config.model_type
+    reads_first = getattr(model.config, "classifier_pooling", "cls") == "cls"  # ModernBERT may take a mean
+    absolute = getattr(model.config, "position_embedding_type", "absolute") in ("absolute", None)
+    ours = model.config._attn_implementation.removeprefix(PREFIX) in INNER  # else somebody chose a kernel
+    return ours and (kind in DECODERS or (kind in ENCODERS and reads_first and absolute))
+
+
+def packed_options(packing: Packing, config: Any) -> dict[str, Any]:
+    """What a transformers model is given for a packed row, beside its ids."""
+    # A mask of four dimensions is taken as it is: none is made for the row.
+    mask = torch.zeros((1, 1, 1, 1), device=packing.position_ids.device)
+    first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PAD else 0
+    return {"attention_mask": mask, "position_ids": packing.position_ids + first, "packing": packing}
+
+
+def first_tokens(module: Any, args: Any, options: dict[str, Any], output: Any) -> Any:
+    """A forward hook: packed pairs leave the module as rows of one token, their first, [B, 1, width]."""
+    packing = options.get("packing")
+    if packing is not None:
+        output.last_hidden_state = output.last_hidden_state[0, packing.first, None]
+    return output
+
+
+def sequence_module(model: Any) -> Any:
+    """The part of an encoder whose output a pooler or head reads: its stack of layers, else the whole base model."""
+    base = model.base_model
+    return getattr(base, "encoder", None) or getattr(base, "transformer", None) or base
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a matrix by index, and back: each row is taken once at most, so that its gradient is a row by index as well."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, there: torch.Tensor, back: torch.Tensor, empty: torch.Tensor | None
+    ) -> Any:
+        ctx.save_for_backward(back)
+        ctx.empty = empty
+        return rows.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (back,) = ctx.saved_tensors
+        gradient = gradients[0].index_select(0, back)
+        if ctx.empty is not None:
+            gradient[ctx.empty] = 0
+        return gradient, None, None, None
+
+
+def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
+    def attend(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+        packing: Packing | None = None, **options: Any,
+    ) -> tuple[torch.Tensor, Any]:  # fmt: skip
+        """Attention of [1, H, N, D] within each pair: [1, N, H, D]."""
+        own = sys.modules[type(module).__module__].eager_attention_forward if inner == "eager" else None
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(inner, own)
+        if packing is None:
+            return function(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+        causal = bool(getattr(module, "is_causal", False)) and is_causal(module.config)
+        options["is_causal"] = causal
+        window = options.get("sliding_window")
+        split = [chunk.places for chunk in packing.chunks]
+        places = [_unpacked(x, packing).split(split) for x in (query, key, value)]
+        out = []
+        for number, (chunk, *parts) in enumerate(zip(packing.chunks, *places, strict=True)):
+            rows = [x.unflatten(0, (-1, chunk.width)).transpose(1, 2) for x in parts]
+            kind = (number, causal, window, query.dtype)
+            if kind not in packing.masks:
+                packing.masks[kind] = chunk_mask(chunk, causal, window, query.dtype, query.device, inner)
+            out.append(function(module, *rows, packing.masks[kind], **options)[0].flatten(0, 1))
+        joined = torch.cat(out)
+        tokens = _Rows.apply(joined.flatten(1), packing.place, packing.token, packing.padding)
+        return tokens.view(1, -1, *joined.shape[1:]), None
+
+    return attend
+
+
+def _unpacked(tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Heads of tokens [1, H, N, D] as places [M, H, D]."""
+    _, heads, _, width = tokens.shape
+    rows = tokens[0].transpose(0, 1).reshape(-1, heads * width)
+    return _Rows.apply(rows, packing.token, packing.place, None).view(-1, heads, width)
+
+
+def chunk_mask(
+    chunk: Chunk, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device, inner: str
+) -> torch.Tensor | None:
+    """Which places of a row see which, [B or 1, 1, T, T]: bool for torch's function, to be added for plain products; None: all.
+
+    A padded place sees itself at least, so that its (unused) output is a number.
+    """
+    across = torch.arange(chunk.width, device=device)
+    distance = across[:, None] - across  # [T, T] how far back the key is
+    windowed = window is not None and window < chunk.width
+    # Keys in padding come after every real token: where attention is causal, no mask is needed for them.
+    padded = not causal and min(chunk.lengths) < chunk.width
+    if not windowed and not padded and (not causal or inner == "sdpa"):
+        return None
+    seen = torch.ones_like(distance, dtype=torch.bool)[None, None]
+    if causal:
+        seen = seen & (distance >= 0)
+    if windowed:
+        seen = seen & (distance.abs() < window)
+    if padded:
+        seen = seen & (across < torch.tensor(chunk.lengths, device=device)[:, None, None, None]) | (distance == 0)
+    if inner == "sdpa":
+        return seen
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a decoder's tokens see only those before them; a few are made into encoders by their config."""
+    config = config.get_text_config()
+    return bool(getattr(config, "is_causal", True)) and not getattr(config, "use_bidirectional_attention", False)
+
+
+for name in INNER:
+    ALL_ATTENTION_FUNCTIONS.register(PREFIX + name, _attention(name))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
