@@ -33,10 +33,13 @@ def default_token_budget(config: Any, device: torch.device, training: bool) -> i
 
 
 def computes_bf16() -> bool:
-    """Whether this machine's accelerator, or else its CPU, has bfloat16 instructions."""
+    """Whether this machine's accelerator, or else its CPU, is faster in bfloat16.
+
+    CPUs want tile instructions (AMX) for that: without them, avx512_bf16 is half as fast as fp32 (docs/decisions.md).
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> str:
