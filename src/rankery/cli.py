@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankery import __version__
@@ -242,7 +242,9 @@ def _score(arguments: argparse.Namespace) -> int:
     for name, values in lists.items():
         if values and (len(values) != len(models) or min(values) <= 0):
             raise InputError(f"{name} is {values}; expected one number above 0 for each of {len(models)} models")
-    check_output(Path(arguments.output), expand_paths(arguments.data), arguments.overwrite)
+    process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if process == 0:
+        check_output(Path(arguments.output), expand_paths(arguments.data), arguments.overwrite)
     ones = [1.0] * len(models)
     teachers = [
         Teacher(
@@ -256,10 +258,21 @@ def _score(arguments: argparse.Namespace) -> int:
         Path(arguments.output),
         overwrite=arguments.overwrite,
         store=Path(arguments.store) if arguments.store else None,
-        process=int(os.environ.get("RANK", "0")),
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        process=process,
+        processes=processes,
+        meet=_meeting() if processes > 1 else lambda: None,
     )
     return 0
+
+
+def _meeting() -> Callable[[], object]:
+    """A function that returns when all processes of a launch have called it."""
+    from datetime import timedelta
+
+    import torch
+
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))  # models may load at different speeds
+    return torch.distributed.barrier
 
 
 def _own_device(wanted: str | None) -> str | None:

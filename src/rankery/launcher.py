@@ -7,6 +7,7 @@ needs none. Rejected: starting processes ourselves; accelerate and torchrun know
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -66,9 +67,32 @@ def launch(processes: int, engine: str, words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "launch.yaml"
         file.write_text(yaml.safe_dump({**COMMON, **ENGINES[engine], "num_processes": processes}))
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+        start = "from rankery.launcher import accelerate_launch; accelerate_launch()"
+        command = [sys.executable, "-c", start, "--config_file", str(file)]
         command += ["--main_process_port", "0", "--module", "rankery.cli", *words]  # port 0: any that is free
         return _run_to_the_end(command)
+
+
+def accelerate_launch() -> None:
+    """accelerate's launcher with this program's arguments; ends with the status of the process that failed first.
+
+    That process has said why: the launcher's own traceback, which says nothing more, is left out.
+    """
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        process, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            sys.exit(failure.exitcode)
+        print(f"error: process {process} was ended by signal {-failure.exitcode}", file=sys.stderr)
+        sys.exit(128 - failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
 
 
 def _run_to_the_end(command: list[str]) -> int:

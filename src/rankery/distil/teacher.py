@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,7 @@ def score_file(
     store: Path | None = None,
     process: int = 0,
     processes: int = 1,
+    meet: Callable[[], object] = lambda: None,
 ) -> Path:
     """Scores every (query, document) of the data and writes the distillation format to `output`; returns it.
 
@@ -113,19 +114,24 @@ def score_file(
         store: file that keeps logits by content, for other data sets and runs.
         process: this process's number.
         processes: how many share the work.
+        meet: returns when all of them have called it.
 
     Raises:
         InputError: data that cannot be read, an output that is there or among the data, half a run of other data or teachers.
     """
     paths = expand_paths([str(path) for path in data])
-    check_output(output, paths, overwrite)
+    if process == 0:
+        check_output(output, paths, overwrite)
     summary = check_records(paths, ANY_LABEL)
     digests = [teacher_digest(teacher.reranker) for teacher in teachers]
     folder = output.with_name(f"{output.name}.parts")
     made_of = fingerprint(paths, teachers, digests)
+    if process == 0:
+        _claim(folder, made_of)
+    meet()
     if process > 0:
-        _wait_for([folder / META_FILE])
-    _claim(folder, made_of)
+        _claim(folder, made_of)
+    meet()  # nobody comes so late that the first has written the output and removed the folder
     progress = _Progress(summary.pairs, process == 0)
     count = 0
     kept = Store(store) if store is not None else None
