@@ -1,6 +1,6 @@
 """What a device computes well: tokens a micro-batch, attention kernel, memory settings. Pure functions of model and device.
 
-Rejected: timing candidates at start; noise would choose different cuts in different runs.
+Rejected: timing budgets at start; noise would choose different cuts in different runs.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import time
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,13 +35,30 @@ def default_token_budget(config: Any, device: torch.device, training: bool) -> i
 
 
 def computes_bf16() -> bool:
-    """Whether this machine's accelerator, or else its CPU, is faster in bfloat16.
-
-    CPUs want tile instructions (AMX) for that: without them, avx512_bf16 is half as fast as fp32 (docs/decisions.md).
-    """
+    """Whether this machine's accelerator has bfloat16, or else its CPU is faster in it."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_amx_tile_supported())
+    return _cpu_is_faster_in_bf16()
+
+
+@lru_cache(maxsize=1)
+def _cpu_is_faster_in_bf16() -> bool:
+    """A measurement of a few milliseconds: with the same instructions one CPU is twice as fast as in fp32, another half as fast.
+
+    Nothing in between is known, so that noise does not decide; it chooses precisions for people who named none.
+    """
+    if not torch.cpu._is_avx512_bf16_supported():
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(8):
+            begun = time.perf_counter()
+            left @ right
+            times.append(time.perf_counter() - begun)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def attention_for(device: torch.device, dtype: torch.dtype) -> str:

@@ -23,7 +23,7 @@ from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder,
 from rankery.data.plan import Plan, computed_tokens
 from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths
 from rankery.errors import InputError
-from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
+from rankery.models.budget import computes_bf16, default_token_budget, keep_large_blocks, set_attention
 from rankery.models.contract import read_contract
 from rankery.models.cross_encoder import CrossEncoder
 from rankery.models.llm_decoder import LLMDecoder
@@ -275,11 +275,14 @@ def describe(run: Run) -> str:
     examples = (
         f"{_counted(plan.batch, 'query', 'queries')} with about {pairs:.0f} pairs" if grouped else f"{plan.batch} pairs"
     )
+    slow_bf16 = ""
+    if config.mixed_precision == "bf16" and engine.device.type == "cpu" and not computes_bf16():
+        slow_bf16 = " (slower than fp32 on this CPU: mixed_precision=no)"
     total, trained = sum(n for n, _ in run.parameters), sum(n for n, is_trained in run.parameters if is_trained)
     return (
         f"{run.summary}\n"
         f"engine {engine.kind}, {_counted(engine.processes, 'process', 'processes')}, device {engine.device.type}, "
-        f"precision {config.mixed_precision}, attention {run.reranker.model.config._attn_implementation}\n"
+        f"precision {config.mixed_precision}{slow_bf16}, attention {run.reranker.model.config._attn_implementation}\n"
         f"{total / 1e6:.1f} M parameters from {config.model_name_or_path}"
         f"{f', {trained / 1e6:.2f} M of them trained' if trained < total else ''}\n"
         f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {examples} and about "
