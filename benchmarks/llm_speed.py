@@ -104,7 +104,7 @@ def system(name: str, saved: Path, dtype: torch.dtype, pairs: list[tuple[str, st
 @torch.inference_mode()
 def plain_loop(model: Any, reranker: LLMDecoder, pairs: list[tuple[str, str]]) -> torch.Tensor:
     """What one writes by hand: tokenise, sort by length, pad, call the model; batches as ours, so that only the head differs."""
-    rows = encode_pairs(pairs, reranker.tokenizer, reranker.template)
+    rows, *_ = encode_pairs(pairs, reranker.tokenizer, reranker.template)
     lengths = np.array([len(ids) for ids, _ in rows])
     budget = default_token_budget(model.config, torch.device("cpu"), training=False)
     (batches,) = deal(np.arange(len(rows)), one_each(lengths), lengths, 1, budget)

@@ -39,7 +39,7 @@ def test_equals_the_tokenizers_own_pairs(kind: str, tmp_path: Path, request: pyt
         assert data.lengths[i] == len(ids)
         if kind == "bert":
             assert types.tolist() == expected["token_type_ids"]
-    batch = collate(data, np.array([5, 0]), packed=False)
+    batch = collate(data, np.array([5, 0]), layout="padded")
     assert batch.input_ids.shape == (2, max(data.lengths[5], data.lengths[0]))
     assert batch.attention_mask.sum(1).tolist() == [data.lengths[5], data.lengths[0]]
     assert data.targets(np.array([5, 0])).tolist() == [0.0, 1.0]

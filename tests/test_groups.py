@@ -229,3 +229,27 @@ def test_command_line_takes_weighted_losses() -> None:
         "listwise_kl": 1, "point_ce": 0.2,
     }  # fmt: skip
     assert parse_overrides(["loss_type=list_mle"])["loss_type"] == "list_mle"
+
+
+@pytest.mark.parametrize("model", ["bert", "llama"])
+@pytest.mark.parametrize("cut", [{"token_budget": 4096}, {"token_budget": 40}])
+def test_packed_groups_learn_what_padded_ones_do(
+    grouped: dict, tmp_path: Path, model: str, cut: dict, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture
+) -> None:
+    """Whole groups and parts; of decoders, with a query computed once for its documents."""
+    base = {"model_name_or_path": str(request.getfixturevalue(model)), "loss_type": "listwise_kl"}
+    base |= {"model_type": "llm_decoder", "query_format": "query {}"} if model == "llama" else {}
+    held_out = {"val_dataset": grouped["train_dataset"], "best_metric": None}
+    runs = [
+        train(
+            {**grouped, **EXACT, **base, **cut, **held_out}, packing=packing, output_dir=str(tmp_path / packing)
+        ).parent
+        for packing in ("off", "auto")
+    ]
+    said = capsys.readouterr().out
+    assert ("padded micro-batches" in said, "of tokens are spared" in said) == (True, model == "llama")
+    assert_same(*runs)
+    losses = [
+        [json.loads(line)["val/loss"] for line in (run / "metrics.jsonl").open() if "val/loss" in line] for run in runs
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

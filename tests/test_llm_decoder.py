@@ -28,7 +28,7 @@ YES_NO = {"head": "yes_no", "yes_word": "y", "no_word": "n"}
 
 
 def ids_of(reranker: LLMDecoder, pair: tuple[str, str]) -> torch.Tensor:
-    return torch.tensor(encode_pairs([pair], reranker.tokenizer, reranker.template)[0][0])[None]
+    return torch.tensor(encode_pairs([pair], reranker.tokenizer, reranker.template)[0][0][0])[None]
 
 
 def raise_head(reranker: LLMDecoder) -> LLMDecoder:

@@ -95,7 +95,7 @@ def test_peft_opens_the_adapters(decoder_config: dict) -> None:
     reranker = LLMDecoder.from_pretrained(folder)
     from rankery.models.reranker import encode_pairs
 
-    ids = torch.tensor(encode_pairs(PAIRS[1:2], reranker.tokenizer, reranker.template)[0][0])[None]
+    ids = torch.tensor(encode_pairs(PAIRS[1:2], reranker.tokenizer, reranker.template)[0][0][0])[None]
     with torch.no_grad():
         logits = theirs(input_ids=ids).logits.squeeze()
     torch.testing.assert_close(logits, reranker.compute_score(PAIRS[1:2]).squeeze(), rtol=1e-4, atol=1e-5)

@@ -140,7 +140,7 @@ def test_layout(lengths: list[int]) -> None:
 
 def test_prediction_packs_and_threads_do_not_meet(tmp_path: Path) -> None:
     reranker = CrossEncoder.from_pretrained(make_bert(tmp_path / "base"), num_labels=1, seed=0)
-    assert reranker.packed
+    assert reranker.layout == "packed"
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, n)) for n in (1, 40, 3, 17, 17, 29)]
     pairs = [(query, text) for query in texts for text in texts]
@@ -172,3 +172,54 @@ def test_families_that_cannot(tmp_path: Path, config: dict) -> None:
     transformers.AutoTokenizer.from_pretrained(config["model_name_or_path"]).save_pretrained(tmp_path / "deberta")
     with pytest.raises(InputError, match="packing is on, but models of type deberta-v2 cannot"):
         train(config, model_name_or_path=str(tmp_path / "deberta"), packing="on", max_len=32)
+
+
+HEADS = [3, 12, 12, 12, 2, 12, 3, 1, 40]
+QUERIES = [0, 1, 1, 1, 2, 2, 0, 3, 4]
+
+
+def rows_of_queries() -> list:
+    """As `rows`, but pairs of one query begin alike."""
+    made = rows()
+    for query in set(QUERIES):
+        first, *others = (i for i, other in enumerate(QUERIES) if other == query)
+        for i in others:
+            shared = min(HEADS[first], HEADS[i], LENGTHS[first], LENGTHS[i])
+            made[i][0][:shared] = made[first][0][:shared]
+    return made
+
+
+@pytest.mark.parametrize("inner", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_shared_query_equals_repeated_ones(kind: str, inner: str) -> None:
+    if kind == "gemma2" and inner == "sdpa":
+        pytest.skip("its capped attention is plain products only")
+    scorer = scorer_of(kind, inner)
+    scorer.model.set_attn_implementation(PREFIX + inner)
+    expected, gradients = logits_and_gradients(scorer, pack(rows_of_queries()))
+    shared = pack(rows_of_queries(), HEADS, QUERIES)
+    assert shared.packing is not None
+    assert shared.input_ids.shape[1] == sum(LENGTHS) - 12 - 12 - 3, "heads of queries 0 and 1 stand there once"
+    logits, found = logits_and_gradients(scorer, shared)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            found[name], gradient, atol=2e-6 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50), st.integers(0, 3)), min_size=1, max_size=30))
+def test_layout_of_shared_heads(pairs: list[tuple[int, int, int]]) -> None:
+    lengths, heads, queries = (list(column) for column in zip(*pairs, strict=True))
+    packing = packing_of(lengths, heads, queries)
+    spared = sum(packing.start) - sum(length for _, length in packing.trunks)
+    assert spared >= 0
+    assert packing.position_ids.shape[1] == sum(lengths) - spared
+    positions = packing.position_ids[0]
+    for pair, (length, head, query) in enumerate(pairs):
+        own = range(int(packing.first[pair]), int(packing.last[pair]) + 1)
+        assert positions[list(own)].tolist() == list(range(packing.start[pair], length))
+        if packing.start[pair]:
+            trunk = next(owner for owner, n in packing.trunks if n == packing.start[pair] and queries[owner] == query)
+            assert packing.start[pair] == min(head, length - 1) == min(heads[trunk], lengths[trunk] - 1)

@@ -39,13 +39,13 @@ data = st.lists(st.lists(st.integers(1, 512), min_size=1, max_size=6), min_size=
 plans = st.builds(
     lambda kind, lengths, *rest: Plan(kind(lengths), flat(lengths), *rest),
     st.sampled_from([groups, singles]), data, st.integers(0, 5), st.integers(1, 40), st.integers(1, 4), st.integers(1, 4096),
-    st.booleans(),
+    st.sampled_from(["padded", "packed"]),
 )  # fmt: skip
 
 
 def width(plan: Plan, pairs: np.ndarray) -> int:
     lengths = plan.lengths[pairs]
-    return int(lengths.sum() if plan.packed else lengths.max() * len(pairs))
+    return int(lengths.sum() if plan.layout == "packed" else lengths.max() * len(pairs))
 
 
 @given(plans)
@@ -92,7 +92,15 @@ def test_groups_stay_together_and_are_split_only_over_the_budget(plan: Plan) -> 
 @given(plans, st.integers(1, 4), st.integers(1, 4096))
 @settings(max_examples=50, deadline=None)
 def test_steps_do_not_depend_on_budget_processes_or_packing(plan: Plan, processes: int, budget: int) -> None:
-    other = Plan(plan.examples, plan.lengths, plan.seed, plan.batch, processes, budget, not plan.packed)
+    other = Plan(
+        plan.examples,
+        plan.lengths,
+        plan.seed,
+        plan.batch,
+        processes,
+        budget,
+        "padded" if plan.layout == "packed" else "packed",
+    )
     assert plan.steps_per_epoch == other.steps_per_epoch
     for number in range(plan.steps_per_epoch):
         assert plan.step(number).pairs.tolist() == other.step(number).pairs.tolist()
@@ -160,5 +168,5 @@ def test_little_padding_on_realistic_lengths() -> None:
     steps = [plan.step(number) for number in range(200)]
     computed = sum(computed_tokens(step, plan.lengths) for step in steps)
     assert computed / lengths.sum() < 1.1
-    packed = replace(plan, packed=True)
-    assert sum(computed_tokens(packed.step(n), lengths, packed=True) for n in range(200)) == lengths.sum()
+    packed = replace(plan, layout="packed")
+    assert sum(computed_tokens(packed.step(n), lengths, layout="packed") for n in range(200)) == lengths.sum()

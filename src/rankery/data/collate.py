@@ -15,7 +15,7 @@ import torch
 
 from rankery.data.encoding import EncodedPairs
 from rankery.data.packing import Packing, packing_of
-from rankery.data.plan import MicroBatch, Plan
+from rankery.data.plan import Layout, MicroBatch, Plan
 
 # Shapes: B pairs, T tokens of the longest (rounded up to a multiple on accelerators), N tokens of all pairs.
 Row = tuple[np.ndarray, np.ndarray | None]  # ids and token types of a pair
@@ -59,14 +59,16 @@ class Work:
         return replace(self, batches=batches, targets=self.targets.to(device, non_blocking=True))
 
 
-def pack(rows: Sequence[Row]) -> Batch:
-    """Pairs end to end, without padding."""
+def pack(rows: Sequence[Row], heads: Sequence[int] | None = None, queries: Sequence[int] | None = None) -> Batch:
+    """Pairs end to end, without padding; `heads` and `queries` as for `packing_of`."""
+    packing = packing_of([len(ids) for ids, _ in rows], heads, queries)
 
-    def joined(parts: Sequence[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
+    def joined(which: int) -> torch.Tensor:
+        trunks = [rows[pair][which][:length] for pair, length in packing.trunks]  # type: ignore[index]
+        own = [row[which][start:] for row, start in zip(rows, packing.start, strict=True)]  # type: ignore[index]
+        return torch.from_numpy(np.concatenate([*trunks, *own]).astype(np.int64))[None]
 
-    types = None if rows[0][1] is None else joined([types for _, types in rows])
-    return Batch(joined([ids for ids, _ in rows]), None, types, packing_of([len(ids) for ids, _ in rows]))
+    return Batch(joined(0), None, None if rows[0][1] is None else joined(1), packing)
 
 
 def pad(rows: Sequence[Row], pad_token_id: int, multiple: int = 1) -> Batch:
@@ -84,16 +86,20 @@ def pad(rows: Sequence[Row], pad_token_id: int, multiple: int = 1) -> Batch:
     return Batch(torch.from_numpy(input_ids), torch.from_numpy(mask), token_types)
 
 
-def collate(data: EncodedPairs, pairs: np.ndarray, packed: bool, multiple: int = 1) -> Batch:
+def collate(data: EncodedPairs, pairs: np.ndarray, layout: Layout, multiple: int = 1) -> Batch:
     """The batch of some pairs of the data; `multiple`: what padded lengths are rounded up to."""
     rows = [data.build(int(pair)) for pair in pairs]
-    return pack(rows) if packed else pad(rows, data.template.pad_token_id, multiple)
+    if layout == "padded":
+        return pad(rows, data.template.pad_token_id, multiple)
+    if layout == "packed":
+        return pack(rows)
+    return pack(rows, data.heads[pairs].tolist(), data.arrays["pair_query"][pairs].tolist())
 
 
-def work_of(data: EncodedPairs, micro_batch: MicroBatch, packed: bool, multiple: int = 1) -> Work:
+def work_of(data: EncodedPairs, micro_batch: MicroBatch, layout: Layout, multiple: int = 1) -> Work:
     """A planned micro-batch as tensors."""
     return Work(
-        tuple(collate(data, piece, packed, multiple) for piece in micro_batch.pieces),
+        tuple(collate(data, piece, layout, multiple) for piece in micro_batch.pieces),
         torch.from_numpy(data.targets(micro_batch.pairs)),
         micro_batch.pairs,
         micro_batch.sizes,
@@ -110,4 +116,4 @@ class StepBatches(torch.utils.data.Dataset[list[Work]]):
 
     def __getitem__(self, number: int) -> list[Work]:
         mine = self.plan.step(number).micro_batches[self.process]
-        return [work_of(self.data, micro_batch, self.plan.packed, self.multiple) for micro_batch in mine]
+        return [work_of(self.data, micro_batch, self.plan.layout, self.multiple) for micro_batch in mine]

@@ -53,6 +53,7 @@ class EncodedPairs:
     labels: LabelRange
     paths: tuple[str, ...]
     lengths: np.ndarray  # [P] tokens of each joined, truncated pair
+    heads: np.ndarray  # [P] of these, tokens before the document: pairs of one query with as many begin alike
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -152,7 +153,8 @@ def open_encoded(folder: Path, template: PairTemplate, labels: LabelRange, paths
         arrays["query_length"][arrays["pair_query"]].astype(np.int64), arrays["document_length"].astype(np.int64)
     )
     lengths = (query_kept + document_kept + template.specials).astype(np.int32)
-    return EncodedPairs(arrays, template, labels, tuple(map(str, paths)), lengths)
+    heads = (query_kept + template.before_document).astype(np.int32)
+    return EncodedPairs(arrays, template, labels, tuple(map(str, paths)), lengths, heads)
 
 
 def _write(

@@ -140,6 +140,53 @@ def query_groups(
     return DrawnGroups(order, of_query, is_positive, np.asarray(key)[order], lengths[order], size, seed)
 
 
+def met(
+    layout: str, lengths: np.ndarray, heads: np.ndarray, query: np.ndarray, budget: int, pairs: np.ndarray | None = None
+) -> tuple[Draw, np.ndarray]:
+    """(the examples of a scoring pass, tokens that each pair computes): pairs alone, or by query where that saves something.
+
+    Args:
+        layout: how pairs go through the model; `shared` lets those of a query meet.
+        lengths: tokens of each pair, [P].
+        heads: of these, tokens that the query's other pairs have too.
+        query: index of each pair's query.
+        budget: tokens of a part at most.
+        pairs: the ones that take part; None: all.
+    """
+    if layout != "shared":
+        return one_each(lengths, pairs), lengths
+    pairs = np.arange(len(lengths)) if pairs is None else pairs
+    tokens = own_tokens(lengths, heads, query)
+    return query_parts(query, tokens, pairs, budget), tokens
+
+
+def query_parts(query: np.ndarray, lengths: np.ndarray, pairs: np.ndarray, budget: int) -> Draw:
+    """Pairs by query, in as few parts as a token budget allows; arrays are [P], `pairs` the ones that take part."""
+    order = pairs[np.argsort(query[pairs], kind="stable")]
+    parts: np.ndarray = np.empty(len(order), dtype=np.int64)
+    part, filled, last = -1, 0, None
+    for i, (of_query, length) in enumerate(zip(query[order].tolist(), lengths[order].tolist(), strict=True)):
+        if of_query != last or filled + length > budget:
+            part, filled, last = part + 1, 0, of_query
+        filled += length
+        parts[i] = part
+    return _grouped(order, parts, lengths[order])
+
+
+def own_tokens(lengths: np.ndarray, heads: np.ndarray, query: np.ndarray, most: int | None = None) -> np.ndarray:
+    """Tokens that each pair computes where those of a query share their heads: its own, and a part of the head, [P] int64.
+
+    Args:
+        lengths: tokens of each pair.
+        heads: of these, tokens that the query's other pairs have too.
+        query: index of each pair's query.
+        most: pairs of a query that meet at most; None: all.
+    """
+    meeting = np.bincount(query)[query]
+    meeting = meeting if most is None else np.minimum(meeting, most)
+    return lengths.astype(np.int64) - heads + -(-heads.astype(np.int64) // meeting)
+
+
 def _grouped(pairs: np.ndarray, query: np.ndarray, length: np.ndarray) -> Draw:
     """The draw of pairs that stand query after query."""
     starts = np.flatnonzero(np.diff(query, prepend=-1, append=query[-1] + 1))

@@ -1,8 +1,9 @@
-"""Pairs laid end to end as one row: where each begins, and which of them attend together.
+"""Pairs laid end to end as one row: where each begins, what they share, and which of them attend together.
 
-Contract: every real token is computed once, in every layer; only attention, which is within a pair, sees the pairs as rows again:
-pairs of about one length form a chunk, padded to its longest. Cost: index arrays of a micro-batch. Rejected: a call for every pair
-(hundreds of small kernels a layer), and one mask over the whole row (work that grows with the square of the micro-batch).
+Contract: every real token is computed once, in every layer; what the documents of a query have in common before them (a
+decoder's prompt and query) is laid out once, as a trunk, if asked for. Only attention sees pairs as rows again: pairs of about one
+length form a chunk, padded to its longest. Cost: index arrays of a micro-batch. Rejected: a call for every pair (hundreds of
+small kernels a layer), and one mask over the whole row (work that grows with the square of the micro-batch).
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import torch
 
 from rankery.data.plan import cut_points
 
-# Shapes: B pairs, N tokens of all, M places in all chunks (padding included), T places of a chunk's row.
+# Shapes: B pairs, N tokens of the row, M places in all chunks (padding included), T places of a chunk's row.
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs that attend at once, as rows."""
+    """Pieces that attend at once, as rows."""
 
     lengths: tuple[int, ...]  # of each row
     width: int  # of the longest
+    trunk: int | None = None  # which trunk its tokens see before their own
 
     @property
     def places(self) -> int:
@@ -32,10 +34,12 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The layout of a packed row."""
+    """The layout of a packed row: the trunks, then each pair's own tokens."""
 
+    trunks: tuple[tuple[int, int], ...]  # (a pair that begins with it, tokens)
+    start: tuple[int, ...]  # [B] tokens of each pair that its trunk holds
     position_ids: torch.Tensor  # [1, N], restarting at each pair
-    first: torch.Tensor  # [B] index of each pair's first token
+    first: torch.Tensor  # [B] index of each pair's first own token
     last: torch.Tensor  # [B] index of each pair's last token
     token: torch.Tensor  # [M] which token stands in each place; any in padding
     place: torch.Tensor  # [N] where each token stands
@@ -49,29 +53,65 @@ class Packing:
         return replace(self, **moved, masks={})
 
 
-def packing_of(lengths: Sequence[int]) -> Packing:
-    """The layout of pairs of these lengths, each at least 1, in this order."""
-    sizes = np.asarray(lengths, dtype=np.int64)
-    first = np.cumsum(sizes) - sizes
-    by_length = np.argsort(-sizes, kind="stable")
-    ones: np.ndarray = np.ones(len(sizes), dtype=np.int64)
+def packing_of(
+    lengths: Sequence[int], heads: Sequence[int] | None = None, queries: Sequence[int] | None = None
+) -> Packing:
+    """The layout of pairs in this order.
+
+    Args:
+        lengths: tokens of each pair, at least 1.
+        heads: tokens of each pair before its document, where pairs of one query and one head begin alike; None: share nothing.
+        queries: index of each pair's query, with `heads`.
+    """
+    of_trunk, trunks = _shared(lengths, heads, queries)
+    trunk_lengths = np.array([length for _, length in trunks], dtype=np.int64)
+    start: np.ndarray = np.append(trunk_lengths, 0)[of_trunk]  # -1: no trunk, 0 tokens
+    own = np.asarray(lengths, dtype=np.int64) - start
+    pieces = np.concatenate([trunk_lengths, own])
+    begin = np.cumsum(pieces) - pieces
+    seen = np.concatenate([np.full(len(trunks), -1, dtype=np.int64), of_trunk])  # the trunk before each piece
     chunks: list[Chunk] = []
     token: list[np.ndarray] = []
-    for rows in np.split(by_length, cut_points(ones, sizes[by_length], int(sizes.sum()))):
-        chunk = Chunk(tuple(sizes[rows].tolist()), int(sizes[rows[0]]))
-        across = np.arange(chunk.width)
-        token.append(np.where(across < sizes[rows, None], first[rows, None] + across, -1).ravel())
-        chunks.append(chunk)
+    for trunk in np.unique(seen):
+        members = np.flatnonzero(seen == trunk)
+        by_length = members[np.argsort(-pieces[members], kind="stable")]
+        ones: np.ndarray = np.ones(len(members), dtype=np.int64)
+        for rows in np.split(by_length, cut_points(ones, pieces[by_length], int(pieces.sum()))):
+            chunk = Chunk(tuple(pieces[rows].tolist()), int(pieces[rows[0]]), int(trunk) if trunk >= 0 else None)
+            across = np.arange(chunk.width)
+            token.append(np.where(across < pieces[rows, None], begin[rows, None] + across, -1).ravel())
+            chunks.append(chunk)
     tokens = np.concatenate(token)
     real = np.flatnonzero(tokens >= 0)
-    place: np.ndarray = np.empty(int(sizes.sum()), dtype=np.int64)
+    place: np.ndarray = np.empty(int(pieces.sum()), dtype=np.int64)
     place[tokens[real]] = real
+    at = np.concatenate([np.zeros(len(trunks), dtype=np.int64), start])  # position of each piece's first token
     return Packing(
-        position_ids=torch.from_numpy(np.arange(len(place)) - np.repeat(first, sizes))[None],
-        first=torch.from_numpy(first),
-        last=torch.from_numpy(first + sizes - 1),
+        trunks=trunks,
+        start=tuple(start.tolist()),
+        position_ids=torch.from_numpy(np.arange(len(place)) + np.repeat(at - begin, pieces))[None],
+        first=torch.from_numpy(begin[len(trunks) :]),
+        last=torch.from_numpy((begin + pieces - 1)[len(trunks) :]),
         token=torch.from_numpy(np.maximum(tokens, 0)),
         place=torch.from_numpy(place),
         padding=torch.from_numpy(np.flatnonzero(tokens < 0)),
         chunks=tuple(chunks),
     )
+
+
+def _shared(
+    lengths: Sequence[int], heads: Sequence[int] | None, queries: Sequence[int] | None
+) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
+    """(the trunk of each pair, -1 for none; the trunks). A pair keeps a token of its own, the one that is scored."""
+    of_trunk: np.ndarray = np.full(len(lengths), -1, dtype=np.int64)
+    if heads is None or queries is None:
+        return of_trunk, ()
+    alike: dict[tuple[int, int], list[int]] = {}
+    for pair, (length, head, query) in enumerate(zip(lengths, heads, queries, strict=True)):
+        alike.setdefault((query, min(head, length - 1)), []).append(pair)
+    trunks: list[tuple[int, int]] = []
+    for (_, head), pairs in alike.items():
+        if len(pairs) > 1 and head > 0:
+            of_trunk[pairs] = len(trunks)
+            trunks.append((pairs[0], head))
+    return of_trunk, tuple(trunks)

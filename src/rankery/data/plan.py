@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,10 @@ from rankery.data.examples import Draw, Examples
 
 MICRO_BATCH_OVERHEAD = 64  # fixed cost of a micro-batch, in tokens: what starting its kernels would have computed
 CUT_WINDOW = 4096  # examples cut at once; longer lists are cut window by window, in order of length
+
+
+# Pairs as rows of one length; end to end; end to end with what the documents of a query have in common computed once.
+Layout = Literal["padded", "packed", "shared"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,10 @@ class Plan:
 
     Args:
         examples: what belongs together.
-        lengths: tokens of each pair of the data, [P].
+        lengths: tokens that each pair of the data computes, [P].
         batch: examples a step: batch_size x gradient_accumulation_steps x processes.
         budget: tokens a pass computes at most, padding included; a longer pair runs alone.
-        packed: passes have no padding.
+        layout: of the pairs of a pass; see `Layout`.
     """
 
     examples: Examples
@@ -72,7 +77,7 @@ class Plan:
     batch: int
     processes: int
     budget: int
-    packed: bool = False
+    layout: Layout = "padded"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -86,7 +91,7 @@ class Plan:
     def step(self, number: int) -> Step:
         """Step `number`, cut and dealt."""
         examples, draw = self._drawn(number)
-        dealt = deal(examples, draw, self.lengths, self.processes, self.budget, self.packed)
+        dealt = deal(examples, draw, self.lengths, self.processes, self.budget, self.layout)
         return Step(number, number // self.steps_per_epoch, *self.pairs(number), dealt)
 
     def _drawn(self, number: int) -> tuple[np.ndarray, Draw]:
@@ -105,9 +110,10 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def deal(
-    examples: np.ndarray, draw: Draw, lengths: np.ndarray, processes: int, budget: int, packed: bool = False
+    examples: np.ndarray, draw: Draw, lengths: np.ndarray, processes: int, budget: int, layout: Layout = "padded"
 ) -> tuple[tuple[MicroBatch, ...], ...]:
     """Cuts examples of a draw into micro-batches and deals them to processes, longest first, equally many to each."""
+    packed = layout != "padded"
 
     def cost(block: np.ndarray) -> int:
         """Tokens that examples compute as one pass, padding included."""
@@ -198,11 +204,13 @@ def fill_points(tokens: np.ndarray, budget: int) -> Sequence[int]:
     return points
 
 
-def computed_tokens(step: Step, lengths: np.ndarray, packed: bool = False) -> int:
+def computed_tokens(step: Step, lengths: np.ndarray, layout: Layout = "padded") -> int:
     """Tokens that a step computes on all processes, padding and weight-0 repeats included (second passes are not)."""
     total = 0
     for micro_batch in (micro_batch for row in step.micro_batches for micro_batch in row):
         pieces = micro_batch.pieces
-        costs = [int(lengths[piece].sum() if packed else lengths[piece].max() * len(piece)) for piece in pieces]
+        costs = [
+            int(lengths[piece].max() * len(piece) if layout == "padded" else lengths[piece].sum()) for piece in pieces
+        ]
         total += sum(costs) + (micro_batch.passes - len(costs)) * costs[-1]
     return total

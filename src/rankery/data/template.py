@@ -40,6 +40,11 @@ class PairTemplate:
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
     @property
+    def before_document(self) -> int:
+        """Tokens before the document that are not the query."""
+        return len(self.prefix) + len(self.middle)
+
+    @property
     def room(self) -> int:
         """Tokens left for query and document together."""
         return self.max_len - self.specials

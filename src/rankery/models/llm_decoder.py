@@ -189,7 +189,7 @@ def check_head(reranker: LLMDecoder, name: str) -> None:
     """
     if not isinstance(reranker.scorer, YesNoScorer):
         return
-    ids, _ = encode_pairs([PROBES[3]], reranker.tokenizer, reranker.template)[0]
+    ((ids, _),), *_ = encode_pairs([PROBES[3]], reranker.tokenizer, reranker.template)
     batch = torch.from_numpy(ids)[None].to(reranker.device)
     logits = reranker.model(batch, use_cache=False).logits[:, -1, reranker.scorer.vocabulary.rows].float()
     expected = float((logits[:, :1] - logits[:, 1:] if logits.shape[1] == 2 else logits).squeeze())

@@ -94,12 +94,19 @@ def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
         window = options.get("sliding_window")
         split = [chunk.places for chunk in packing.chunks]
         places = [_unpacked(x, packing).split(split) for x in (query, key, value)]
+        lengths = [length for _, length in packing.trunks]
+        # Cut with split: a slice's gradient is as large as the whole row.
+        trunks = [x.split([*lengths, x.shape[2] - sum(lengths)], dim=2) for x in (key, value)]
         out = []
         for number, (chunk, *parts) in enumerate(zip(packing.chunks, *places, strict=True)):
             rows = [x.unflatten(0, (-1, chunk.width)).transpose(1, 2) for x in parts]
+            if chunk.trunk is not None:
+                before = [trunk[chunk.trunk].expand(len(chunk.lengths), -1, -1, -1) for trunk in trunks]
+                rows[1:] = [torch.cat(both, dim=2) for both in zip(before, rows[1:], strict=True)]
             kind = (number, causal, window, query.dtype)
             if kind not in packing.masks:
-                packing.masks[kind] = chunk_mask(chunk, causal, window, query.dtype, query.device, inner)
+                seen = lengths[chunk.trunk] if chunk.trunk is not None else 0
+                packing.masks[kind] = chunk_mask(chunk, seen, causal, window, query.dtype, query.device, inner)
             out.append(function(module, *rows, packing.masks[kind], **options)[0].flatten(0, 1))
         joined = torch.cat(out)
         tokens = _Rows.apply(joined.flatten(1), packing.place, packing.token, packing.padding)
@@ -116,18 +123,19 @@ def _unpacked(tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def chunk_mask(
-    chunk: Chunk, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device, inner: str
+    chunk: Chunk, before: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device, inner: str
 ) -> torch.Tensor | None:
-    """Which places of a row see which, [B or 1, 1, T, T]: bool for torch's function, to be added for plain products; None: all.
+    """Which places of a row see which, [B or 1, 1, T, before + T]: bool for torch's function, to be added for plain products; None: all.
 
-    A padded place sees itself at least, so that its (unused) output is a number.
+    `before`: tokens of the trunk, which come first among the keys; causal attention alone has one. A padded place sees itself at
+    least, so that its (unused) output is a number.
     """
-    across = torch.arange(chunk.width, device=device)
-    distance = across[:, None] - across  # [T, T] how far back the key is
-    windowed = window is not None and window < chunk.width
+    across = torch.arange(before + chunk.width, device=device)
+    distance = across[before:, None] - across  # [T, before + T] how far back the key is
+    windowed = window is not None and window < before + chunk.width
     # Keys in padding come after every real token: where attention is causal, no mask is needed for them.
     padded = not causal and min(chunk.lengths) < chunk.width
-    if not windowed and not padded and (not causal or inner == "sdpa"):
+    if not windowed and not padded and (not causal or (inner == "sdpa" and not before)):
         return None
     seen = torch.ones_like(distance, dtype=torch.bool)[None, None]
     if causal:

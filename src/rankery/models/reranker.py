@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rankery.data.collate import Row, pack, pad
-from rankery.data.examples import one_each
-from rankery.data.plan import deal
+from rankery.data.collate import Batch, Row, pack, pad
+from rankery.data.examples import met
+from rankery.data.plan import Layout, deal
 from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError, check_whole
@@ -66,9 +66,11 @@ class Reranker:
         return next(self.model.parameters()).device
 
     @property
-    def packed(self) -> bool:
-        """Whether pairs go through the model end to end, without padding."""
-        return self.packing != "off" and packs(self.model)
+    def layout(self) -> Layout:
+        """How pairs go through the model."""
+        if self.packing == "off" or not packs(self.model):
+            return "padded"
+        return "shared" if self.scorer.sees_only_before else "packed"
 
     def settings(self) -> dict[str, Any]:
         """What `from_pretrained` needs to score as this reranker does, beside model and tokenizer; kept in the contract."""
@@ -206,7 +208,7 @@ class Reranker:
         bar: Any,
     ) -> None:
         """Scores into `out`, pair `first` of the input and those after it; what does not fit into memory is tried again under half the token budget."""
-        rows = encode_pairs(pairs, self.tokenizer, template)
+        rows, heads, queries = encode_pairs(pairs, self.tokenizer, template)
         lengths = np.array([len(ids) for ids, _ in rows])
         if not lengths.all():
             empty = int(np.flatnonzero(lengths == 0)[0])
@@ -217,14 +219,16 @@ class Reranker:
         budget = default_token_budget(self.model.config, self.device, training=False)
         left = np.arange(len(rows))
         while len(left):
-            (micro_batches,) = deal(left, one_each(lengths), lengths, 1, budget, self.packed)
+            draw, tokens = met(self.layout, lengths, heads, queries, budget, left)
+            (micro_batches,) = deal(np.arange(len(draw)), draw, tokens, 1, budget, self.layout)
             done = []
             for micro_batch in micro_batches:
                 step = batch_size or len(micro_batch.pairs)
                 for at in range(0, len(micro_batch.pairs), step):
                     chosen = micro_batch.pairs[at : at + step]
                     try:
-                        out[torch.from_numpy(chosen)] = self._logits([rows[i] for i in chosen], template)
+                        batch = self._batch([rows[i] for i in chosen], heads[chosen], queries[chosen], template)
+                        out[torch.from_numpy(chosen)] = self._logits(batch)
                     except torch.OutOfMemoryError:
                         if len(chosen) == 1:
                             raise
@@ -234,9 +238,13 @@ class Reranker:
             left = np.setdiff1d(left, np.concatenate(done)) if done else left
             budget //= 2
 
+    def _batch(self, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, template: PairTemplate) -> Batch:
+        if self.layout == "padded":
+            return pad(rows, template.pad_token_id, pad_multiple(self.device))
+        return pack(rows, heads.tolist(), queries.tolist()) if self.layout == "shared" else pack(rows)
+
     @torch.inference_mode()
-    def _logits(self, rows: Sequence[Row], template: PairTemplate) -> torch.Tensor:
-        batch = pack(rows) if self.packed else pad(rows, template.pad_token_id, pad_multiple(self.device))
+    def _logits(self, batch: Batch) -> torch.Tensor:
         return self.scorer(*batch.to(self.device).arguments).float().cpu()
 
 
@@ -248,13 +256,16 @@ def expected_grade(logits: torch.Tensor) -> torch.Tensor:
 
 def encode_pairs(
     pairs: Sequence[Pair], tokenizer: Any, template: PairTemplate
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """(input_ids, token types) of each pair; equal texts are tokenised once."""
+) -> tuple[list[Row], np.ndarray, np.ndarray]:
+    """((input_ids, token types), tokens before the document, index of the query) of each pair; equal texts are tokenised once."""
     queries = {query: i for i, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
     documents = {document: i for i, document in enumerate(dict.fromkeys(document for _, document in pairs))}
     query_ids = tokenize(tokenizer, [template.format_query(text) for text in queries])
     document_ids = tokenize(tokenizer, [template.format_document(text) for text in documents])
-    return [template.build(query_ids[queries[query]], document_ids[documents[document]]) for query, document in pairs]
+    texts = [(query_ids[queries[query]], document_ids[documents[document]]) for query, document in pairs]
+    rows = [template.build(query, document) for query, document in texts]
+    kept, _ = template.cut(np.array([len(query) for query, _ in texts]), np.array([len(ids) for _, ids in texts]))
+    return rows, kept + template.before_document, np.array([queries[query] for query, _ in pairs])
 
 
 def _listed(name: str, values: Any, of: str) -> list[Any]:

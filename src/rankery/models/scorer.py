@@ -35,6 +35,11 @@ class Scorer(torch.nn.Module):
     def num_labels(self) -> int:
         return int(self.model.config.num_labels)
 
+    @property
+    def sees_only_before(self) -> bool:
+        """Whether no token sees a later one, so that pairs that begin alike compute their beginning alike."""
+        return False
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -55,6 +60,10 @@ class LastTokenScorer(Scorer):
 
     def _watch_output(self) -> None:
         """Nothing to do: the head is given the tokens that it scores."""
+
+    @property
+    def sees_only_before(self) -> bool:
+        return is_causal(self.model.config)
 
     def forward(
         self,

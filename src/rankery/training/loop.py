@@ -114,7 +114,9 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     assert run.val_data is not None
     config = run.config
     try:
-        metrics = evaluate(run.engine, run.model, run.val_data, run.objective, run.plan.budget, run.plan.packed, config)
+        metrics = evaluate(
+            run.engine, run.model, run.val_data, run.objective, run.plan.budget, run.reranker.layout, config
+        )
     except torch.OutOfMemoryError:  # sharded: the others wait inside a collective call
         stop_all(run)
         raise

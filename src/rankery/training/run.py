@@ -20,6 +20,7 @@ from tqdm import tqdm
 from rankery.config import TrainConfig, load_config
 from rankery.config_rules import DECODER_KEYS
 from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder, encode, is_cached, open_encoded
+from rankery.data.examples import own_tokens
 from rankery.data.plan import Plan, computed_tokens
 from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths
 from rankery.errors import InputError
@@ -106,7 +107,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     start = found[1] if found else {}
     reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
     reranker.packing = config.packing
-    if config.packing == "on" and not reranker.packed:
+    if config.packing == "on" and reranker.layout == "padded":
         raise InputError(
             f"packing is on, but models of type {reranker.model.config.model_type} cannot be packed; expected auto or off",
             shared=True,
@@ -137,7 +138,14 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
             engine.scaler.load_state_dict(start["scaler"])
-    plan = Plan(examples, data["train"].lengths, config.seed, batch, engine.processes, budget, reranker.packed)
+    layout = reranker.layout
+    tokens = data["train"].lengths
+    if layout == "shared" and is_grouped(config.loss_type):
+        query = np.asarray(data["train"].arrays["pair_query"])
+        tokens = own_tokens(tokens, data["train"].heads, query, config.train_group_size)
+    elif layout == "shared":
+        layout = "packed"  # single pairs of a query meet by chance only
+    plan = Plan(examples, tokens, config.seed, batch, engine.processes, budget, layout)
     summary = "\n".join(_describe_encoded(name, encoded) for name, encoded in data.items())
     if dropped:
         summary += (
@@ -268,8 +276,14 @@ def describe(run: Run) -> str:
     """What really runs, said at the start."""
     config, engine, plan = run.config, run.engine, run.plan
     sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
-    real = np.array([plan.lengths[step.pairs].sum() for step in sampled])
-    computed = sum(computed_tokens(step, plan.lengths, plan.packed) for step in sampled)
+    real = np.array([run.train_data.lengths[step.pairs].sum() for step in sampled])
+    computed = sum(computed_tokens(step, plan.lengths, plan.layout) for step in sampled)
+    if plan.layout == "shared":
+        spared = (
+            f"{100 * (1 - computed / real.sum()):.1f}% of tokens are spared: a query is computed once for its documents"
+        )
+    else:
+        spared = f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
     pairs = np.mean([len(step.pairs) for step in sampled])
     grouped = is_grouped(config.loss_type)
     examples = (
@@ -286,8 +300,7 @@ def describe(run: Run) -> str:
         f"{total / 1e6:.1f} M parameters from {config.model_name_or_path}"
         f"{f', {trained / 1e6:.2f} M of them trained' if trained < total else ''}\n"
         f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {examples} and about "
-        f"{real.mean():.0f} tokens a step, {'packed' if plan.packed else 'padded'} micro-batches of {plan.budget} tokens, "
-        f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
+        f"{real.mean():.0f} tokens a step, {plan.layout} micro-batches of {plan.budget} tokens, {spared}"
     )
 
 

@@ -13,8 +13,8 @@ import torch
 from rankery.config import TrainConfig
 from rankery.data.collate import collate
 from rankery.data.encoding import EncodedPairs
-from rankery.data.examples import one_each
-from rankery.data.plan import MicroBatch, deal
+from rankery.data.examples import met
+from rankery.data.plan import Layout, MicroBatch, deal
 from rankery.errors import InputError
 from rankery.models.budget import pad_multiple
 from rankery.models.reranker import expected_grade
@@ -23,7 +23,7 @@ from rankery.training.engine import Engine
 
 
 def validation_logits(
-    engine: Engine, model: Any, data: EncodedPairs, budget: int, packed: bool, labels: int
+    engine: Engine, model: Any, data: EncodedPairs, budget: int, layout: Layout, labels: int
 ) -> torch.Tensor:
     """Logits of all pairs, fp32 on the CPU: [pairs] or [pairs, labels]. Out of memory: again with half the token budget.
 
@@ -31,10 +31,10 @@ def validation_logits(
         InputError: not even one pair at a time fits into memory.
         torch.OutOfMemoryError: a sharded engine, which cannot try again.
     """
-    everything, each = np.arange(len(data)), one_each(data.lengths)
     while True:
-        shares = deal(everything, each, data.lengths, engine.processes, budget, packed)
-        logits = _local_logits(engine, model, data, shares[engine.process], packed, labels)
+        draw, tokens = met(layout, data.lengths, data.heads, np.asarray(data.arrays["pair_query"]), budget)
+        shares = deal(np.arange(len(draw)), draw, tokens, engine.processes, budget, layout)
+        logits = _local_logits(engine, model, data, shares[engine.process], layout, labels)
         if not engine.sum(torch.tensor([float(logits is None)])).item():
             break
         if all(len(micro_batch.pairs) == 1 for share in shares for micro_batch in share):
@@ -49,14 +49,14 @@ def validation_logits(
 
 @torch.no_grad()
 def _local_logits(
-    engine: Engine, model: Any, data: EncodedPairs, share: list[MicroBatch], packed: bool, labels: int
+    engine: Engine, model: Any, data: EncodedPairs, share: list[MicroBatch], layout: Layout, labels: int
 ) -> torch.Tensor | None:
     """Logits of this process's pairs, 0 elsewhere, [pairs, labels] fp64; None where memory ran out."""
     model.eval()
     logits = torch.zeros((len(data), labels), dtype=torch.float64)
     try:
         for micro_batch in share:
-            batch = collate(data, micro_batch.pairs, packed, pad_multiple(engine.device)).to(engine.device)
+            batch = collate(data, micro_batch.pairs, layout, pad_multiple(engine.device)).to(engine.device)
             with engine.autocast():
                 out = model(*batch.arguments)
             if micro_batch.weight:
@@ -71,14 +71,20 @@ def _local_logits(
 
 
 def evaluate(
-    engine: Engine, model: Any, data: EncodedPairs, objective: Objective, budget: int, packed: bool, config: TrainConfig
+    engine: Engine,
+    model: Any,
+    data: EncodedPairs,
+    objective: Objective,
+    budget: int,
+    layout: Layout,
+    config: TrainConfig,
 ) -> dict[str, float]:
     """Metrics by name, with "loss"; equal on all processes.
 
     Raises:
         InputError: scores that are not finite, with the examples.
     """
-    logits = validation_logits(engine, model, data, budget, packed, config.num_labels)
+    logits = validation_logits(engine, model, data, budget, layout, config.num_labels)
     odd = torch.nonzero(~torch.isfinite(logits.reshape(len(data), -1)).all(dim=1)).flatten().tolist()
     if odd:
         raise InputError(
