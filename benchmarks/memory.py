@@ -92,8 +92,9 @@ def measure(data: Path, steps: int) -> dict[str, float]:
     from rankery.demo_data import base_model_path
     from rankery.models.budget import computes_bf16, keep_large_blocks
     from rankery.training import loop
+    from rankery.training.describe import describe
     from rankery.training.engine import start_engine
-    from rankery.training.run import build, describe
+    from rankery.training.run import build
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     keep_large_blocks()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import SHARED, write_rows
 
-from rankery.data.records import LabelRange, check_records, expand_paths, read_records
+from rankery.data.files import expand_paths
+from rankery.data.records import LabelRange, check_records, read_records
 from rankery.errors import InputError
 
 

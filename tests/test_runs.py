@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankery.data.records import QueryRecord, text_hash
+from rankery.data.files import text_hash
+from rankery.data.records import QueryRecord
 from rankery.errors import InputError
 from rankery.evaluate.runs import (
     MOST_GRADES,

@@ -233,7 +233,7 @@ def _score(arguments: argparse.Namespace) -> int:
         at = next(i for i, word in enumerate(words) if word.startswith("--processes"))
         del words[at : at + (1 if "=" in words[at] else 2)]
         return launch(arguments.processes, "ddp", words)
-    from rankery.data.records import expand_paths
+    from rankery.data.files import expand_paths
     from rankery.distil.teacher import Teacher, check_output, score_file
     from rankery.models.opening import open_reranker
 

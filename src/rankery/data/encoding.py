@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rankery.data.records import LabelRange, QueryRecord, content_digest, read_records, text_hash
+from rankery.data.files import content_digest, text_hash
+from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rankery.data.records import mix
+from rankery.data.files import mix
 
 # Shapes: P pairs in the data, D pairs drawn, E examples.
 

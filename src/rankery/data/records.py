@@ -13,9 +13,6 @@ Rejected: a schema library for each line; it is several times slower and its mes
 
 from __future__ import annotations
 
-import glob
-import gzip
-import hashlib
 import json
 import math
 import zlib
@@ -24,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from rankery.data.files import numbered_lines, text_hash
 from rankery.data.spelling import misspelt
 from rankery.errors import InputError
 
@@ -71,67 +67,6 @@ class DataSummary:
     largest_label: float = -math.inf
 
 
-def expand_paths(spec: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files named by one path, a list of paths, or globs, in a stable order.
-
-    Raises:
-        InputError: a path or glob that names no file.
-    """
-    paths: list[Path] = []
-    problems: list[str] = []
-    items = [Path(item).expanduser() for item in ([spec] if isinstance(spec, str | Path) else spec)]
-    for item in items:
-        is_pattern = glob.has_magic(str(item)) and not item.is_file()
-        matches = sorted(glob.glob(str(item), recursive=True)) if is_pattern else [str(item)]
-        found = [Path(match) for match in matches if Path(match).is_file()]
-        if not found:
-            kind = "is a folder" if item.is_dir() else "does not exist"
-            problems.append(
-                f"{item}: {kind}; expected a .jsonl or .jsonl.gz file, a list of them or a glob such as data/*.jsonl"
-            )
-        paths += [path for path in found if path not in paths]
-    if not items:
-        problems.append("no data file is named; expected a .jsonl or .jsonl.gz file, a list of them or a glob")
-    if problems:
-        raise InputError(problems)
-    return paths
-
-
-def content_digest(paths: Sequence[Path]) -> str:
-    """Hex digest of the files' bytes, in order.
-
-    Raises:
-        InputError: files that cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    problems: list[str] = []
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        except OSError as error:
-            problems.append(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip")
-        digest.update(b"\0next file\0")
-    if problems:
-        raise InputError(problems)
-    return digest.hexdigest()
-
-
-def text_hash(*texts: str) -> int:
-    """64-bit hash of texts, equal on every machine."""
-    joined = "\0".join(texts).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little")
-
-
-def mix(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Seeded permutation of uint64 keys, [P] -> [P]: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (seed + 1) % 2**64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
 def read_records(paths: Sequence[str | Path], labels: LabelRange | None = None) -> Iterator[QueryRecord]:
     """Records of the files in order.
 
@@ -139,7 +74,7 @@ def read_records(paths: Sequence[str | Path], labels: LabelRange | None = None) 
         InputError: at the first line that cannot be used.
     """
     for path in map(Path, paths):
-        for line_number, line in _lines(path):
+        for line_number, line in numbered_lines(path):
             yield parse_line(line, str(path), line_number, labels or LabelRange())
 
 
@@ -156,7 +91,7 @@ def check_records(paths: Sequence[Path], labels: LabelRange | None = None) -> Da
     for path in paths:
         empty = True
         try:
-            for line_number, line in _lines(path):
+            for line_number, line in numbered_lines(path):
                 empty = False
                 try:
                     record = parse_line(line, str(path), line_number, labels)
@@ -191,15 +126,6 @@ def _count(summary: DataSummary, record: QueryRecord, pair_line_queries: set[int
     first = summary.pairs == documents
     summary.fewest_documents = documents if first else min(summary.fewest_documents, documents)
     summary.most_documents = max(summary.most_documents, documents)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number, line) of the lines that are not blank; a byte order mark at the start is dropped."""
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                yield number, line
 
 
 def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) -> QueryRecord:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from rankery.config import load_config
-from rankery.data.records import LabelRange, QueryRecord, check_records, expand_paths, read_records
+from rankery.data.files import expand_paths
+from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.distil.store import teacher_digest
 from rankery.distil.teacher import Teacher, fingerprint, score_file, write_whole
 from rankery.errors import InputError

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rankery.data.records import LabelRange, QueryRecord, check_records, content_digest, expand_paths, read_records
+from rankery.data.files import content_digest, expand_paths
+from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.distil.store import Store, pair_key, teacher_digest
 from rankery.errors import InputError
 from rankery.models.reranker import Reranker

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rankery.data.records import LabelRange, check_records, expand_paths, is_text, read_records
+from rankery.data.files import expand_paths
+from rankery.data.records import LabelRange, check_records, is_text, read_records
 from rankery.errors import InputError
 from rankery.evaluate.metrics import metrics_table, queries_without_relevant, ranking_metrics
 from rankery.evaluate.runs import pairs_of, write_qrels, write_run

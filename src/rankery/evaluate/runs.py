@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from rankery.data.encoding import EncodedPairs
-from rankery.data.records import QueryRecord, mix, text_hash
+from rankery.data.files import mix, text_hash
+from rankery.data.records import QueryRecord
 from rankery.errors import InputError
 
 # trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores.

@@ -21,8 +21,9 @@ from rankery.models.loading import new_head
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
+from rankery.training.describe import describe
 from rankery.training.optim import lr_factor, set_lr
-from rankery.training.run import Run, describe
+from rankery.training.run import Run
 from rankery.training.step import step_batches, stop_all, train_step
 from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate

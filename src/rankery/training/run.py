@@ -21,10 +21,11 @@ from rankery.config import TrainConfig, load_config
 from rankery.config_rules import DECODER_KEYS
 from rankery.data.encoding import EncodedPairs, cache_key, default_cache_folder, encode, is_cached, open_encoded
 from rankery.data.examples import own_tokens
-from rankery.data.plan import Plan, computed_tokens
-from rankery.data.records import DataSummary, LabelRange, check_records, expand_paths
+from rankery.data.files import expand_paths
+from rankery.data.plan import Plan
+from rankery.data.records import DataSummary, LabelRange, check_records
 from rankery.errors import InputError
-from rankery.models.budget import computes_bf16, default_token_budget, keep_large_blocks, set_attention
+from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.contract import read_contract
 from rankery.models.cross_encoder import CrossEncoder
 from rankery.models.llm_decoder import LLMDecoder
@@ -33,6 +34,7 @@ from rankery.models.reranker import Reranker
 from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint, output
 from rankery.training.data_checks import learnt_together, unfit_data, unusable_losses
+from rankery.training.describe import describe_data
 from rankery.training.engine import DTYPES, Engine, start_engine
 from rankery.training.optim import unused_groups
 from rankery.training.tracking import check_tracker
@@ -146,7 +148,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     elif layout == "shared":
         layout = "packed"  # single pairs of a query meet by chance only
     plan = Plan(examples, tokens, config.seed, batch, engine.processes, budget, layout)
-    summary = "\n".join(_describe_encoded(name, encoded) for name, encoded in data.items())
+    summary = "\n".join(describe_data(name, encoded) for name, encoded in data.items())
     if dropped:
         summary += (
             f"\n  {dropped} documents listed as negatives score like positives and are left out (false_negative_margin)"
@@ -247,62 +249,3 @@ def _prepare_data(
 
 def _progress(what: str, summary: DataSummary) -> Callable[[Iterator[Any]], Iterator[Any]]:
     return lambda records: iter(tqdm(records, desc=what, unit="record", disable=not sys.stderr.isatty()))
-
-
-def _describe_encoded(name: str, data: EncodedPairs) -> str:
-    """The short summary after reading."""
-    documents = np.bincount(data.arrays["pair_query"], minlength=data.queries)
-    labels, counts = np.unique(data.arrays["label"], return_counts=True)
-    if len(labels) > 12:
-        counts, edges = np.histogram(data.arrays["label"], bins=10)
-        labels = edges[:-1]
-    histogram = ", ".join(f"{label:g}: {count}" for label, count in zip(labels, counts, strict=True))
-    query_tokens = data.arrays["query_length"][data.arrays["pair_query"]]
-    query_kept, document_kept = data.template.cut(query_tokens, data.arrays["document_length"])
-    cut = document_kept < data.arrays["document_length"]
-    positive = data.arrays["label"] > data.labels.min_label
-    median, p95 = np.percentile(data.lengths, [50, 95])
-    return (
-        f"{name}: {data.queries} queries, {len(data)} pairs, {documents.min()}-{documents.max()} documents a query "
-        f"(mean {documents.mean():.1f})\n"
-        f"  labels {histogram}\n"
-        f"  tokens a pair: mean {data.lengths.mean():.0f}, median {median:.0f}, 95% below {p95:.0f}, most {data.lengths.max()}\n"
-        f"  cut to max_len {data.template.max_len}: {cut.mean():.1%} of documents, {(cut & positive).sum()} of "
-        f"{positive.sum()} positives lose text; {(query_kept < query_tokens).mean():.1%} of queries"
-    )
-
-
-def describe(run: Run) -> str:
-    """What really runs, said at the start."""
-    config, engine, plan = run.config, run.engine, run.plan
-    sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
-    real = np.array([run.train_data.lengths[step.pairs].sum() for step in sampled])
-    computed = sum(computed_tokens(step, plan.lengths, plan.layout) for step in sampled)
-    if plan.layout == "shared":
-        spared = (
-            f"{100 * (1 - computed / real.sum()):.1f}% of tokens are spared: a query is computed once for its documents"
-        )
-    else:
-        spared = f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
-    pairs = np.mean([len(step.pairs) for step in sampled])
-    grouped = is_grouped(config.loss_type)
-    examples = (
-        f"{_counted(plan.batch, 'query', 'queries')} with about {pairs:.0f} pairs" if grouped else f"{plan.batch} pairs"
-    )
-    slow_bf16 = ""
-    if config.mixed_precision == "bf16" and engine.device.type == "cpu" and not computes_bf16():
-        slow_bf16 = " (slower than fp32 on this CPU: mixed_precision=no)"
-    total, trained = sum(n for n, _ in run.parameters), sum(n for n, is_trained in run.parameters if is_trained)
-    return (
-        f"{run.summary}\n"
-        f"engine {engine.kind}, {_counted(engine.processes, 'process', 'processes')}, device {engine.device.type}, "
-        f"precision {config.mixed_precision}{slow_bf16}, attention {run.reranker.model.config._attn_implementation}\n"
-        f"{total / 1e6:.1f} M parameters from {config.model_name_or_path}"
-        f"{f', {trained / 1e6:.2f} M of them trained' if trained < total else ''}\n"
-        f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {examples} and about "
-        f"{real.mean():.0f} tokens a step, {plan.layout} micro-batches of {plan.budget} tokens, {spared}"
-    )
-
-
-def _counted(number: int, name: str, plural: str = "") -> str:
-    return f"{number} {name if number == 1 else plural or name + 's'}"
