@@ -34,10 +34,10 @@ PRECISIONS = ("no", "bf16")
 KILLED_AT = 4
 # How far from one process, by precision: losses and gradient norms, relative; weights after SGD, the largest difference; weights
 # after AdamW, the mean one (where a gradient is 0 but for rounding, AdamW makes whole steps of the rounding). bf16 has 8 bits.
-TOLERANCE = {"no": (1e-4, 1e-5, 1e-5), "bf16": (3e-2, 5e-3, 5e-4)}
+TOLERANCE = {"no": (1e-4, 1e-5, 1e-5), "bf16": (6e-2, 5e-3, 5e-4)}
 EXACT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "token_budget": 60}
 SGD = {"optimizer": "sgd", "lr": 0.05, "warmup_proportion": 0, "max_grad_norm": 0.1}
-RELOADED = {"no": 1e-4, "bf16": 3e-2}  # validation logits of the final folder, relative to the largest, 1 at least
+RELOADED = {"no": 1e-4, "bf16": 6e-2}  # validation logits of the final folder, relative to the largest, 1 at least
 ADAM = {"lr": 1e-3, "warmup_proportion": 0, "max_grad_norm": 0.5}
 DROPOUT = {"attention_dropout": 0.1, "lr": 1e-3, "epochs": 2, "save_steps": 1, "num_max_checkpoints": 99}
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
+from rankery.data.collate import Batch
 from rankery.errors import NewHeadWarning
 from rankery.models import reranker as reranker_module
 from rankery.models.budget import keep_large_blocks
-from rankery.models.contract import PROBES
+from rankery.models.contract import PROBES, padded_scores
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import expected_grade
 
@@ -240,9 +242,9 @@ def with_wrong_template(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def with_pads_that_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = reranker_module.pad
 
-    def unmasked(*arguments: object) -> tuple:
-        ids, mask, types = original(*arguments)
-        return ids, torch.ones_like(mask), types
+    def unmasked(*arguments: object) -> Batch:
+        batch = original(*arguments)
+        return replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
 
     monkeypatch.setattr(reranker_module, "pad", unmasked)
 
@@ -268,7 +270,7 @@ def test_golden_scores_tell_faults_from_rounding(
     fault(folder, monkeypatch)
     with pytest.raises(InputError, match=rf"does not score as it was saved.*\({dtype}\)"):
         CrossEncoder.from_pretrained(folder, dtype=dtype)
-    wrong = CrossEncoder.from_pretrained(folder, dtype=dtype, verify=False).compute_score(PROBES)
+    wrong = padded_scores(CrossEncoder.from_pretrained(folder, dtype=dtype, verify=False), PROBES)
     assert float((wrong - golden).abs().max()) > 2 * tolerance
 
 

@@ -74,6 +74,8 @@ def test_a_stopped_launch_leaves_no_process(config: dict, number: int, status: i
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where tests run in the background of a shell, SIGINT is ignored, and by their children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert any("tokens a step" in line for line in process.stdout), process.stderr

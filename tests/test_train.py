@@ -347,8 +347,11 @@ def test_damaged_checkpoints(config: dict, capsys: pytest.CaptureFixture) -> Non
 @pytest.mark.parametrize(
     ("foreign", "why"),
     [
-        ("{}", "state.json lacks best, best_step, engine"),
-        ('{"step": 12, "files": {}}', "state.json lacks best, best_step, engine"),  # says that it has nothing to check
+        ("{}", "state.json lacks best, best_metrics, best_step"),
+        (
+            '{"step": 12, "files": {}}',
+            "state.json lacks best, best_metrics, best_step",
+        ),  # says that it has nothing to check
         ("[]", "object is not a mapping"),
         ("null", "object is not a mapping"),
         ("\udcff", "can't decode"),
@@ -824,7 +827,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
     done = run_python(code, *[f"{key}={value}" for key, value in config.items()])
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert "metrics.jsonl: could not be written: [Errno 27]" in done.stderr
+    assert "metrics.jsonl: could not be saved: [Errno 27]" in done.stderr
     folder = train(config, resume=True).parent
     steps = [row["step"] for row in map(json.loads, (folder / "metrics.jsonl").open()) if "loss" in row]
     assert steps == list(range(1, 13))

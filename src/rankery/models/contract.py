@@ -8,6 +8,7 @@ eight short probes. Rejected: hashes of the files, which say that bytes are the 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from rankery.models.folders import CONTRACT_FILE, written_aside
 from rankery.models.lora import has_adapters, save_adapters
 
 if TYPE_CHECKING:
-    from rankery.models.reranker import Reranker
+    from rankery.models.reranker import Pair, Reranker
 
 FORMAT_VERSION = 1
 CONTRACT_KEYS = (
@@ -121,6 +122,15 @@ def check_contract(contract: dict[str, Any], reranker: Reranker, name: str, veri
         verify_golden(contract, reranker, name)
 
 
+def padded_scores(reranker: Reranker, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Logits of pairs padded to one length: other programs pad, and what is wrong about a pad has to show here too."""
+    before, reranker.packing = reranker.packing, "off"
+    try:
+        return reranker.compute_score(pairs)
+    finally:
+        reranker.packing = before
+
+
 def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> None:
     """Scores the probes and compares.
 
@@ -130,7 +140,7 @@ def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> No
     dtype = str(next(reranker.model.parameters()).dtype).removeprefix("torch.")
     tolerance = contract["tolerance"].get(dtype, contract["tolerance"]["float32"])
     pairs = [(probe["query"], probe["document"]) for probe in contract["probes"]]
-    golden, got = torch.tensor(contract["golden"]), reranker.compute_score(pairs)
+    golden, got = torch.tensor(contract["golden"]), padded_scores(reranker, pairs)
     deviation = (got - golden).abs()
     if not bool((deviation <= tolerance).all()):
         worst = int(deviation.reshape(len(golden), -1).amax(dim=1).nan_to_num(nan=float("inf")).argmax())
@@ -244,8 +254,8 @@ def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, f
     """(fp32 logits of the probes from the directory, tolerance by dtype)."""
     # Code that came with the checkpoint runs again only where the user has let it run before.
     written = reranker.reopened(folder, trust_remote_code=is_remote_code(reranker.model))
-    golden = written.compute_score(PROBES)
-    half = written.to(torch.bfloat16).compute_score(PROBES)
+    golden = padded_scores(written, PROBES)
+    half = padded_scores(written.to(torch.bfloat16), PROBES)
     scale = max(1.0, float(golden.abs().max()))
     measured = float((half - golden).abs().max())
     half_tolerance = max(HALF_MARGIN * measured, HALF_FLOOR * scale)
