@@ -166,7 +166,8 @@ def decoders(bench: Bench) -> str:
     said = []
     for family in FAMILIES:
         base = make_decoder(bench.folder / family, family, width=128)
-        for head in ({}, {"head": "yes_no", "yes_word": "y", "no_word": "n"}):
+        heads: tuple[dict[str, Any], ...] = ({}, {"head": "yes_no", "yes_word": "y", "no_word": "n"})
+        for head in heads:
             saved = bench.folder / f"{family}-{len(head)}"
             LLMDecoder.from_pretrained(base, seed=0, device="cpu", **head).save_pretrained(saved)
             golden = LLMDecoder.from_pretrained(saved, device="cpu").compute_score(PROBES)

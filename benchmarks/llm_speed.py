@@ -112,6 +112,7 @@ def plain_loop(model: Any, reranker: LLMDecoder, pairs: list[tuple[str, str]]) -
     for micro_batch in batches:
         batch = pad([rows[i] for i in micro_batch.pairs], reranker.template.pad_token_id)
         mask = batch.attention_mask
+        assert mask is not None
         logits = model(input_ids=batch.input_ids, attention_mask=mask).logits
         if reranker.reading.head == "yes_no":
             last = logits[torch.arange(len(mask)), mask.sum(dim=1) - 1].float()

@@ -118,7 +118,8 @@ def held_out(task: Task, split: str) -> list[QueryRecord]:
 
 
 def wikiqa(folder: Path) -> Task:
-    return Task("wikiqa", *(folder / f"{name}.jsonl" for name in ("train", "dev", "test")), LabelRange(), {})
+    train, dev, test = (folder / f"{name}.jsonl" for name in ("train", "dev", "test"))
+    return Task("wikiqa", train, dev, test, LabelRange(), {})
 
 
 def qbqtc(folder: Path, kept: Path) -> Task:

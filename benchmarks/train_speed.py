@@ -26,7 +26,7 @@ import torch
 
 from rankery.data.encoding import encode, open_encoded
 from rankery.data.examples import Fixed, one_each
-from rankery.data.plan import Plan, computed_tokens
+from rankery.data.plan import Layout, Plan, computed_tokens
 from rankery.data.records import LabelRange
 from rankery.demo_data import base_model_path, docstring_pairs
 
@@ -76,9 +76,9 @@ def ours(pairs: list[tuple[str, str, float]], precision: str, model: Path | None
     """Seconds of the steps themselves, after a warm-up step, by the loop's own code."""
     from rankery.config import load_config
     from rankery.models.budget import keep_large_blocks
-    from rankery.training import loop
     from rankery.training.engine import start_engine
     from rankery.training.run import build
+    from rankery.training.step import step_batches, train_step
 
     keep_large_blocks()
     with tempfile.TemporaryDirectory() as folder:
@@ -91,12 +91,12 @@ def ours(pairs: list[tuple[str, str, float]], precision: str, model: Path | None
         )  # fmt: skip
         run = build(config, start_engine(config))
         run.model.train()
-        batches = loop._batches(run)
-        loop.train_step(run, 0, batches[0])
+        batches = step_batches(run)
+        train_step(run, 0, batches[0])
         synchronize()
         begun = time.perf_counter()
         for number in range(run.plan.steps_per_epoch):
-            loop.train_step(run, number, batches[number])
+            train_step(run, number, batches[number])
         synchronize()
         return time.perf_counter() - begun
 
@@ -162,13 +162,16 @@ def padding(pairs: list[tuple[str, str, float]]) -> str:
         path = write(pairs, Path(folder))
         encode([path], tokenizer, template, LabelRange(), Path(folder) / "cache")
         lengths = np.array(open_encoded(Path(folder) / "cache", template, LabelRange(), [path]).lengths)
-    plan = Plan(Fixed(one_each(lengths)), lengths, 0, BATCH, 1, CPU_BUDGET)
-    computed = sum(computed_tokens(plan.step(n), lengths) for n in range(plan.steps_per_epoch))
+    layouts: tuple[Layout, ...] = ("packed", "padded")
+    plans = [Plan(Fixed(one_each(lengths)), lengths, 0, BATCH, 1, CPU_BUDGET, layout) for layout in layouts]
+    packed, cut = (
+        sum(computed_tokens(plan.step(n), lengths, plan.layout) for n in range(plan.steps_per_epoch)) for plan in plans
+    )
     padded = sum(BATCH * int(lengths[n * BATCH : (n + 1) * BATCH].max()) for n in range(len(lengths) // BATCH))
     real = int(lengths.sum())
     return (
-        f"tokens a pair: mean {lengths.mean():.0f}, most {lengths.max()}; computed for each real one: rankery "
-        f"{computed / real:.3f}, random batches {padded / real:.2f}"
+        f"tokens a pair: mean {lengths.mean():.0f}, most {lengths.max()}; computed for each real one: packed "
+        f"{packed / real:.3f}, cut by length {cut / real:.3f}, random batches {padded / real:.2f}"
     )
 
 
