@@ -107,7 +107,7 @@ def build(
     folder: Path,
     base_model: Path,
     *,
-    train_queries: int = 2000,
+    train_queries: int = 1500,
     train_candidates: int = 3,
     dev_queries: int = 60,
     dev_candidates: int = 10,
@@ -118,9 +118,9 @@ def build(
     """Writes train.jsonl, dev.jsonl and test.jsonl into `folder`.
 
     Dev and test hold labels, `{"query", "pos", "neg"}`; train holds soft scores, `{"query", "pos", "pos_scores"}`: the
-    mean of label and the base model's cosine. `*_candidates` counts documents a query, the relevant one included: of the others, half are neighbours of the query, by BM25 and
-    by cosine in equal parts, half random. `*_queries` are upper bounds: no split has more queries than
-    documents.
+    mean of label and the base model's cosine. `*_candidates` counts documents a query, the relevant one included: of the
+    others, half are neighbours of the query, by BM25 and by cosine in equal parts, half random. `*_queries` are upper
+    bounds: no split has more queries than documents.
 
     Raises:
         InputError: no sources of the standard library, or no model in `base_model`.
