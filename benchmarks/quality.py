@@ -1,27 +1,24 @@
 """Quality beside sentence-transformers' CrossEncoderTrainer: same data, base, epochs, batch and learning rate, side by side.
 
     python benchmarks/quality.py wikiqa --data ../shared/data     against sentence-transformers, and attention dropout 0 or 0.1
-    python benchmarks/quality.py chinese --data ../shared/data --base DIR    T2Ranking sample and qbqtc against baselines
+    python benchmarks/quality.py qbqtc --data ../shared/data --base DIR    against what needs no training
 
 Prints means over seeds and the 95% interval of the difference (bootstrap over queries, seeds averaged). With `--scores
 FOLDER` the test scores of each training are kept there, and one that is there is not trained again: an hour's work can
-be stopped, or shared by processes that take a seed each. The Chinese sets want a base model that reads Chinese (the
-demo's does not: its tokenizer knows one character in five); `multilingual_base.py` makes one.
+be stopped, or shared by processes that take a seed each. qbqtc wants a base model that reads Chinese (the demo's does
+not: its tokenizer knows one character in five); `multilingual_base.py` makes one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import random
 import tempfile
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +37,8 @@ QUIET = {"log_with": "none", "save_on_epoch_end": False, "best_metric": None}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=["wikiqa", "chinese"])
-    parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/, qbqtc/ and t2ranking_sample/")
+    parser.add_argument("task", choices=["wikiqa", "qbqtc"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/ and qbqtc/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ours-only", action="store_true", help="leave sentence-transformers out (wikiqa)")
     parser.add_argument(
@@ -49,14 +46,13 @@ def main() -> None:
     )
     parser.add_argument("--base", type=Path, help="base model; default: the demo's")
     parser.add_argument("--scores", type=Path, help="folder that keeps the scores of finished trainings")
-    parser.add_argument("--epochs", type=int, default=SHARED["epochs"], help="of the Chinese sets")
-    parser.add_argument("--qbqtc-only", action="store_true", help="leave the T2Ranking sample out")
+    parser.add_argument("--epochs", type=int, default=SHARED["epochs"], help="of qbqtc")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if arguments.task == "chinese" and not arguments.base:
-        parser.error("the Chinese sets want --base, a model that reads Chinese: see multilingual_base.py")
+    if arguments.task == "qbqtc" and not arguments.base:
+        parser.error("qbqtc wants --base, a model that reads Chinese: see multilingual_base.py")
     base = arguments.base or base_model_path()
     print(machine(), flush=True)
     if arguments.task == "wikiqa":
@@ -64,7 +60,7 @@ def main() -> None:
             arguments.data / "wikiqa", arguments.seeds, arguments.precision, base, arguments.scores, arguments.ours_only
         )
     else:
-        chinese(arguments.data, arguments.seeds[0], arguments.precision, base, arguments.epochs, arguments.qbqtc_only)
+        qbqtc(arguments.data / "qbqtc", arguments.seeds[0], arguments.precision, base, arguments.epochs)
 
 
 def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None, ours_only: bool) -> None:
@@ -155,58 +151,28 @@ def peer(data: Path, records: list[QueryRecord], seed: int, base: Path) -> np.nd
     return np.asarray(model.predict(pairs, batch_size=32, show_progress_bar=False))
 
 
-def chinese(folder: Path, seed: int, precision: str, base: Path, epochs: int, qbqtc_only: bool) -> None:
-    """qbqtc from the base; the T2Ranking sample, which has 80 queries to learn from, from the model that qbqtc gave."""
+def qbqtc(folder: Path, seed: int, precision: str, base: Path, epochs: int) -> None:
+    labels = LabelRange(0, 2)
+    records = list(read_records([folder / "dev.jsonl"], labels))
+    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        binary, soft = (
-            split(folder / "t2ranking_sample" / f"{name}.jsonl", place / name)
-            for name in ("t2rank_100", "t2rank_100.distill.standard")
-        )
-        graded = (folder / "qbqtc/train.jsonl", folder / "qbqtc/dev.jsonl")
-        longer = {"max_len": 192}
-        tasks: dict[str, tuple[tuple[Path, Path], dict[str, Any], LabelRange]] = {
-            "qbqtc, grades 0-2": (graded, {"max_len": 64, "max_label": 2}, LabelRange(0, 2)),
-            "t2ranking, binary": (binary, longer, LabelRange()),
-            "t2ranking, teacher scores": (soft, longer, LabelRange()),
+        settings = {"epochs": epochs, "max_len": 64, "max_label": 2}
+        model = tuned(folder / "train.jsonl", Path(name) / "out", seed, precision, base, 0.0, **settings)
+        scores = {
+            "random": random_scores(records, 0),
+            "BM25": bm25_scores(records),
+            "base's cosine": cosine_scores([prefixed(record) for record in records], base),
+            "fine-tuned": score(model, records),
         }
-        if qbqtc_only:
-            tasks = {name: task for name, task in tasks.items() if name.startswith("qbqtc")}
-        start = base
-        for task, ((train_file, test_file), settings, labels) in tasks.items():
-            records = list(read_records([test_file], labels))
-            begun = time.perf_counter()
-            model = tuned(train_file, place / task, seed, precision, start, 0.0, epochs=epochs, **settings)
-            scores = {
-                "random": random_scores(records, 0),
-                "BM25": bm25_scores(records),
-                "base's cosine": cosine_scores([prefixed(record) for record in records], base),
-                "fine-tuned": score(model, records),
-            }
-            if start != base:
-                scores["fine-tuned on qbqtc alone"] = score(start, records)
-            rows = {key: ranking_metrics(pairs_of(records), value) for key, value in scores.items()}
-            print(f"\n{task}, {len(records)} held-out queries, {time.perf_counter() - begun:.0f} s")
-            print(metrics_table(rows), flush=True)
-            start = model if start == base else start
+    rows = {name: ranking_metrics(pairs_of(records), value) for name, value in scores.items()}
+    print(f"\nqbqtc, grades 0-2, {len(records)} held-out queries, {time.perf_counter() - begun:.0f} s")
+    print(metrics_table(rows))
 
 
 def prefixed(record: QueryRecord) -> QueryRecord:
     """A record as E5's embeddings want it."""
     documents = tuple(f"passage: {document}" for document in record.documents)
     return replace(record, query=f"query: {record.query}", documents=documents)
-
-
-def split(path: Path, folder: Path) -> tuple[Path, Path]:
-    """Every fifth query, in a seeded order, is held out."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    random.Random(0).shuffle(lines)
-    folder.mkdir()
-    parts = {"test": lines[::5], "train": [line for i, line in enumerate(lines) if i % 5]}
-    for name, part in parts.items():
-        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
-        assert len({json.loads(line)["query"] for line in part}) == len(part)
-    return folder / "train.jsonl", folder / "test.jsonl"
 
 
 if __name__ == "__main__":
