@@ -109,3 +109,14 @@ def test_the_two_files_say_the_same(config: dict) -> None:
     assert (
         yaml.safe_load((folder / "config.yaml").read_text()) == json.loads((folder / "run.json").read_text())["config"]
     )
+
+
+def test_a_list_of_files_does_not_reach_out_of_its_folder(tmp_path: Path) -> None:
+    model, outside = tmp_path / "model", tmp_path / "outside.txt"
+    model.mkdir()
+    outside.write_text("mine")
+    (model / "weights").write_text("")
+    (model / "rankery.json").write_text(json.dumps({"files": ["../outside.txt", str(outside), ".", 3, "weights"]}))
+    remove(model)
+    assert outside.read_text() == "mine"
+    assert not model.exists()

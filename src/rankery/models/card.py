@@ -64,7 +64,9 @@ def model_card(
 {settings}
 
 """
-    return _card(reranker, f"Reranker fine-tuned from {on_hub or Path(base).expanduser().resolve().name}", on_hub, about)
+    return _card(
+        reranker, f"Reranker fine-tuned from {on_hub or Path(base).expanduser().resolve().name}", on_hub, about
+    )
 
 
 def verdict(config: TrainConfig, before: Before, after: dict[str, float]) -> str:

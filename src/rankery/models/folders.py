@@ -104,4 +104,7 @@ def _written(folder: Path) -> list[Path]:
     for listing in (CONTRACT_FILE, STATE_FILE):
         with suppress(OSError, ValueError, KeyError, TypeError):
             names += json.loads((folder / listing).read_text(encoding="utf-8"))["files"]
-    return [folder / name for name in (*names, CONTRACT_FILE, STATE_FILE)]
+    paths = [Path(os.path.normpath(folder / name)) for name in names if isinstance(name, str)]
+    # A list that names other places is not ours.
+    inside = [path for path in paths if Path(os.path.normpath(folder)) in path.parents]
+    return [*inside, folder / CONTRACT_FILE, folder / STATE_FILE]
