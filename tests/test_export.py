@@ -33,7 +33,7 @@ def test_exported_model_scores_alike(tmp_path: Path, family: str, no_word: str) 
     torch.testing.assert_close(exported.compute_score(PAIRS), reranker.compute_score(PAIRS), rtol=1e-4, atol=1e-4)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain")
     assert model.config.num_labels == 1
-    ids = torch.tensor(encode_pairs(PAIRS[:1], exported.tokenizer, exported.template)[0][0])[None]
+    ids = torch.tensor(encode_pairs(PAIRS[:1], exported.tokenizer, exported.template)[0][0][0])[None]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits[0], exported.compute_score(PAIRS[:1]), rtol=1e-4, atol=1e-4)
 
