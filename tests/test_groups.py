@@ -115,13 +115,27 @@ def test_both_passes_draw_the_same_masks(grouped: dict, tmp_path: Path) -> None:
             torch.testing.assert_close(got[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "engine",
-    ["ddp", "fsdp2", pytest.param("zero1", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)],
-)
-def test_two_processes_learn_what_one_learns(grouped: dict, tmp_path: Path, engine: str) -> None:
-    """Groups of very different sizes: one process is in several passes while the other has a small group, or nothing."""
-    settings = {**grouped, **EXACT, "loss_type": {"listwise_kl": 1.0, "point_ce": 0.2}, "token_budget": 40}
+    ("model", "engine"),
+    [
+        ("bert", "ddp"), ("bert", "fsdp2"), pytest.param("bert", "zero1", marks=SLOW), pytest.param("bert", "zero3", marks=SLOW),
+        ("llama", "fsdp2"), pytest.param("llama", "ddp", marks=SLOW), pytest.param("llama", "zero1", marks=SLOW),
+        pytest.param("llama", "zero3", marks=SLOW),
+    ],
+)  # fmt: skip
+def test_two_processes_learn_what_one_learns(
+    grouped: dict, tmp_path: Path, model: str, engine: str, request: pytest.FixtureRequest
+) -> None:
+    """Groups of very different sizes: one process is in several passes while the other has a small group, or nothing.
+
+    A decoder computes a query once for the documents of each pass.
+    """
+    base = {"model_name_or_path": str(request.getfixturevalue(model))}
+    base |= {"model_type": "llm_decoder", "query_format": "query {}"} if model == "llama" else {}
+    settings = {**grouped, **EXACT, **base, "loss_type": {"listwise_kl": 1.0, "point_ce": 0.2}, "token_budget": 40}
     one = train({**settings, "best_metric": None}, output_dir=str(tmp_path / "one"), token_budget=4096).parent
     two = tmp_path / "two"
     file = {"ddp": "config/ddp.yaml", "fsdp2": "config/default_fsdp.yaml"}.get(
@@ -131,6 +145,7 @@ def test_two_processes_learn_what_one_learns(grouped: dict, tmp_path: Path, engi
     done = launch(file, *words, RANKERY_CPU_ENGINES="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"engine {engine}, 2 processes" in done.stdout
+    assert ("shared micro-batches" in done.stdout) == (model == "llama")
     assert_same(one, two)
 
 
