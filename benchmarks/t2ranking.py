@@ -4,7 +4,7 @@
 
 80 queries are few, so the model begins as one trained on qbqtc (one epoch of listwise_kl, 8 queries an update), and each document's
 target is the mean of its label and of what needs no training: the sigmoid of BM25's plus the base's cosine's z-scores within the
-query. Then listwise_kl, 4 queries an update. Held-out labels are never read. FOLDER keeps the model and the scores of each
+query. Then listwise_kl. Held-out labels are never read. FOLDER keeps the model and the scores of each
 fold, so that hours of work can be stopped. `multilingual_base.py` makes the base.
 """
 
@@ -38,9 +38,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps models and scores")
     parser.add_argument("--labels", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-len", type=int, default=192)
-    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--batch", type=int, default=2, help="queries an update")
     parser.add_argument("--precision", default="no", choices=["no", "bf16"])
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -58,7 +59,12 @@ def main() -> None:
         records = list(read_records([arguments.data / "t2ranking_sample" / FILES[labels]]))
         untrained = [bm25_scores(records), cosine_scores([prefixed(record) for record in records], arguments.base)]
         sum_of_both = np.sum([standardised(records, values) for values in untrained], axis=0)
-        settings = {"epochs": arguments.epochs, "max_len": arguments.max_len, "lr": arguments.lr}
+        settings = {
+            "epochs": arguments.epochs,
+            "max_len": arguments.max_len,
+            "lr": arguments.lr,
+            "batch_size": arguments.batch,
+        }
         chosen = [fold for number, fold in enumerate(folds(len(records))) if number in arguments.folds]
         held_out = [i for fold in chosen for i in fold]
         tuned_scores: np.ndarray = np.full(len(sum_of_both), np.nan)
@@ -70,8 +76,8 @@ def main() -> None:
                 train = arguments.work / f"{name}.jsonl"
                 write(records, sum_of_both, [i for i in range(len(records)) if i not in set(fold)], train)
                 model = tuned(
-                    train, arguments.work / name, 1, arguments.precision, start, 0.0, loss_type="listwise_kl", batch_size=4,
-                    overwrite=True, **settings,
+                    train, arguments.work / name, 1, arguments.precision, start, 0.0, loss_type="listwise_kl", overwrite=True,
+                    **settings,
                 )  # fmt: skip
                 np.save(file, score(model, test))
             tuned_scores[np.concatenate([places(records)[i] for i in fold])] = np.load(file)

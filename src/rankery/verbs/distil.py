@@ -1,0 +1,42 @@
+"""`rankery distil`: a teacher scores, a student learns, both are compared."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "distil", help="teach a small model", description="Score with a teacher, train a student, compare."
+    )
+    parser.add_argument("--teacher", required=True, metavar="DIR")
+    parser.add_argument("--student", required=True, metavar="DIR", help="base model")
+    parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="training data with labels")
+    parser.add_argument("--val", required=True, nargs="+", metavar="FILE", help="held-out data with labels")
+    parser.add_argument("--output", default="output/distil", metavar="DIR", help="default: output/distil")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings of both trainings")
+    parser.add_argument("--prompt", metavar="NAME", help="preset to ask the teacher with (see docs/prompts.md)")
+    parser.add_argument("--store", metavar="FILE", help="keeps teacher scores by content")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings; labels.key and distilled.key are for one training"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from rankery.config import parse_overrides
+    from rankery.distil.compare import distil
+
+    table = distil(
+        arguments.teacher,
+        arguments.student,
+        arguments.data,
+        arguments.val,
+        Path(arguments.output),
+        prompt=arguments.prompt,
+        config=arguments.config,
+        overrides=parse_overrides(arguments.overrides),
+        store=Path(arguments.store) if arguments.store else None,
+    )
+    print(table)
