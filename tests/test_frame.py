@@ -32,6 +32,7 @@ PAGES = [
         "README_zh.md",
         "CONTRIBUTING.md",
         "docs/benchmarks.md",
+        "docs/calibration.md",
         "docs/decisions.md",
         "docs/engines.md",
         "docs/prompts.md",
@@ -257,6 +258,17 @@ def test_commands_of_the_guides_run(workplace: Path) -> None:
     shutil.rmtree(workplace / "output")
     run_block("torchrun --nproc_per_node 2 train_reranker.py --config config/training_bert.yaml", workplace)
     assert (workplace / "output/training_bert/model/rankery.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/calibration.md"])
+def test_guides_whose_commands_follow_each_other(workplace: Path, page: str) -> None:
+    """A tiny model learns its training data in a second, and nothing of other queries: it is calibrated on what it has seen."""
+    shutil.copy(workplace / "example_data/binary.jsonl", workplace / "example_data/binary_dev.jsonl")
+    for language, text in blocks(page):
+        (workplace / "snippet.py").write_text(text, encoding="utf-8")
+        text = text.replace("model_name_or_path=", "lr=1e-3 epochs=10 model_name_or_path=")
+        run_block("python snippet.py" if language == "python" else text, workplace)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def expand_paths(spec: str | Path | Sequence[str | Path]) -> list[Path]:
     if problems:
         raise InputError(problems)
     return paths
+
+
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """Whether a file can be written there.
+
+    Raises:
+        InputError: it is there and nobody said to replace it, it is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: is there already; --overwrite replaces it")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{path}: {above} cannot be written to; choose another place")
 
 
 def content_digest(paths: Sequence[Path]) -> str:

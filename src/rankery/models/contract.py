@@ -247,6 +247,7 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
         "golden": golden.tolist(),
         "tolerance": tolerance,
         "files": sorted(path.name for path in folder.iterdir()),
+        **({} if reranker.calibration is None else {"calibration": reranker.calibration.to_dict()}),
     }
 
 

@@ -15,6 +15,7 @@ import torch
 
 from rankery.data.template import pair_template
 from rankery.errors import check_whole
+from rankery.models.calibration import read_calibration
 from rankery.models.contract import check_arguments, check_contract, read_contract
 from rankery.models.loading import (
     REPORTED,
@@ -113,6 +114,7 @@ class CrossEncoder(Reranker):
         reranker = cls(Scorer(placed(model, device, dtype)).eval(), tokenizer, template, labels)
         reranker.cache_dir = cache_dir
         if contract is not None:
+            reranker.calibration = read_calibration(contract, model_name_or_path)
             check_contract(contract, reranker, model_name_or_path, verify)
         return reranker
 

@@ -56,7 +56,9 @@ def to_sequence_classification(reranker: LLMDecoder) -> LLMDecoder:
     with torch.no_grad():
         # The factor is MiniCPM3's, whose family has both scaled logits and a classification head.
         model.score.weight.copy_(((yes - no[0] if no else yes) * logit_factor(config))[None])
-    return LLMDecoder(model, reranker.tokenizer, reranker.template, reranker.labels, reranker.prompt, Reading())
+    exported = LLMDecoder(model, reranker.tokenizer, reranker.template, reranker.labels, reranker.prompt, Reading())
+    exported.calibration = reranker.calibration  # of the same scores
+    return exported
 
 
 def export(source: str | Path, target: str | Path, prompt: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: written aside, synced, renamed.
+"""Folders, and files, that are whole or absent: written aside, synced, renamed.
 
 Contract: nobody ever reads half of one under its name; what a killed process leaves is called `.tmp-NAME-...`, or `.old-NAME-...`
 where it was about to be replaced or removed. Of these only the files that rankery wrote are deleted: models and checkpoints list
@@ -47,6 +47,19 @@ def not_saved(path: Path, error: Exception) -> InputError:
     return InputError(
         f"{path}: could not be saved: {error}; what was saved before is whole: make room, then go on with resume=true"
     )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file of UTF-8 text, whole or as it was before: written aside, synced, renamed."""
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def sync(folder: Path) -> None:

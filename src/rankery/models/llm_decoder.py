@@ -18,6 +18,7 @@ import torch
 
 from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
 from rankery.errors import InputError, check_whole
+from rankery.models.calibration import read_calibration
 from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
 from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
@@ -173,6 +174,7 @@ class LLMDecoder(Reranker):
         if contract is None:
             check_head(reranker, name)
         else:
+            reranker.calibration = read_calibration(contract, name)
             check_contract(contract, reranker, name, verify)
         return reranker
 

@@ -23,9 +23,10 @@ from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError, check_whole
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
+from rankery.models.calibration import Calibration, check_scale, probabilities
 from rankery.models.loading import choose_max_len, placed, position_limit
 from rankery.models.packing import packs
-from rankery.models.scorer import Scorer
+from rankery.models.scorer import Scorer, expected_grade
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
 Pair = Sequence[str]
@@ -45,6 +46,7 @@ class Reranker:
     model_type: str
     scored_token: str  # position of the token that the logits are read at
     cache_dir: str | None = None  # of downloads, for the base of adapters
+    calibration: Calibration | None = None  # what `rankery calibrate` has put into the contract
     packing: str = "auto"  # or "off": pad pairs to one length, also where the model's family can do without
 
     def __init__(
@@ -102,6 +104,7 @@ class Reranker:
         max_length: int | None = None,
         normalize: bool = False,
         show_progress: bool = False,
+        calibrated: bool = False,
     ) -> torch.Tensor:
         """Logits of (query, document) pairs, fp32 on the CPU: [pairs], or [pairs, num_labels] with several labels.
 
@@ -111,10 +114,14 @@ class Reranker:
             max_length: tokens of a pair at most, below the model's own limit.
             normalize: sigmoid of the logit (softmax with several labels), in [0, 1].
             show_progress: a progress bar on standard error.
+            calibrated: probabilities of relevance, [pairs], also with several labels (`rankery calibrate`; fitted at the model's
+                own max_len).
 
         Raises:
-            InputError: something that is no pair of strings, a pair without a single token, or a max_length that the model cannot take.
+            InputError: something that is no pair of strings, a pair without a single token, a max_length that the model cannot
+                take, or calibrated scores of a model without a calibration.
         """
+        check_scale(self.calibration, calibrated, normalize)
         check_whole("batch_size", batch_size)
         pairs = _listed("pairs", pairs, "(query, document) pairs")
         pairs = [pairs] if len(pairs) == 2 and all(isinstance(text, str) for text in pairs) else pairs  # type: ignore[list-item]
@@ -134,6 +141,8 @@ class Reranker:
         finally:
             self.scorer.train(was_training)
             bar.close()
+        if calibrated:
+            return probabilities(self.calibration, scores)
         if not normalize:
             return scores
         return scores.sigmoid() if self.num_labels == 1 else scores.softmax(dim=-1)
@@ -153,17 +162,23 @@ class Reranker:
             query: the query.
             documents: the candidates.
             top_k: how many to return; None: all.
-            options: as for `compute_score`; with `normalize` the scores are in [0, 1].
+            options: as for `compute_score`; with `normalize` the scores are in [0, 1], with `calibrated` they are probabilities
+                of relevance, and the order is that of the scores before.
 
         Raises:
             InputError: documents that are no list of strings, a top_k that is no count, or as `compute_score`.
         """
         check_whole("top_k", top_k, least=0)
         documents = _listed("documents", documents, "strings")
-        normalize = options.pop("normalize", False)
-        scores = self.rank_scores(self.compute_score([(query, document) for document in documents], **options))
-        scores = scores.sigmoid() if normalize and self.num_labels == 1 else scores
+        normalize, calibrated = options.pop("normalize", False), options.pop("calibrated", False)
+        check_scale(self.calibration, calibrated, normalize)
+        logits = self.compute_score([(query, document) for document in documents], **options)
+        scores = self.rank_scores(logits)
         order = torch.argsort(scores, descending=True, stable=True)[:top_k].tolist()
+        if calibrated:
+            scores = probabilities(self.calibration, logits)
+        elif normalize and self.num_labels == 1:
+            scores = scores.sigmoid()
         return [RankedDocument(i, float(scores[i]), documents[i]) for i in order]
 
     def set_max_len(self, max_len: int) -> None:
@@ -246,12 +261,6 @@ class Reranker:
     @torch.inference_mode()
     def _logits(self, batch: Batch) -> torch.Tensor:
         return self.scorer(*batch.to(self.device).arguments).float().cpu()
-
-
-def expected_grade(logits: torch.Tensor) -> torch.Tensor:
-    """Mean class index under softmax(logits), divided by the highest, [pairs] in [0, 1]; logits [pairs, labels]."""
-    grades = torch.linspace(0.0, 1.0, logits.shape[-1], dtype=torch.float32, device=logits.device)
-    return logits.float().softmax(dim=-1) @ grades
 
 
 def encode_pairs(

@@ -149,3 +149,9 @@ def logit_factor(config: Any) -> float:
     """What vocabulary logits are multiplied by; 1 in most families."""
     config = config.get_text_config()
     return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+
+
+def expected_grade(logits: torch.Tensor) -> torch.Tensor:
+    """Mean class index under softmax(logits), divided by the highest, [pairs] in [0, 1]; logits [pairs, labels]."""
+    grades = torch.linspace(0.0, 1.0, logits.shape[-1], dtype=torch.float32, device=logits.device)
+    return logits.float().softmax(dim=-1) @ grades

@@ -24,7 +24,7 @@ from typing import Any
 from rankery.config import RESUME_FREE, TrainConfig, dump_config, load_config
 from rankery.errors import InputError
 from rankery.models.contract import foreign_files
-from rankery.models.folders import CONTRACT_FILE, dispose, remove
+from rankery.models.folders import CONTRACT_FILE, dispose, remove, write_whole
 from rankery.training.checkpoint import numbered
 from rankery.training.tracking import METRICS_FILE, remove_traces
 
@@ -140,7 +140,7 @@ def token_budget(config: TrainConfig, state: dict[str, Any]) -> int | None:
 
 def lower_token_budget(folder: Path, budget: int) -> None:
     """Remembers a smaller budget for the resumption of a run that has to stop."""
-    _write_whole(folder / "checkpoints" / BUDGET_FILE, str(budget))
+    write_whole(folder / "checkpoints" / BUDGET_FILE, str(budget))
 
 
 def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, Any]:
@@ -169,9 +169,9 @@ def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
         own = config.model_copy(update={"resume": False, "overwrite": False})
         run = {"run_id": uuid.uuid4().hex[:12], "data": data_keys, "batch": batch, "config": own.model_dump()}
-        _write_whole(folder / RUN_FILE, json.dumps(run))  # from here on the folder is ours
+        write_whole(folder / RUN_FILE, json.dumps(run))  # from here on the folder is ours
     if not (folder / CONFIG_FILE).exists():
-        _write_whole(folder / CONFIG_FILE, dump_config(load_config(run["config"])))
+        write_whole(folder / CONFIG_FILE, dump_config(load_config(run["config"])))
     _clear_leftovers(folder)
     (folder / "checkpoints").mkdir(exist_ok=True)
     return run
@@ -209,12 +209,3 @@ def _clear_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             dispose(path, path.with_name(name))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

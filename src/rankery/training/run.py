@@ -224,6 +224,7 @@ def _load_model(config: TrainConfig, path: str | Path) -> Reranker:
         reranker = LLMDecoder.from_pretrained(path, config.num_labels, **common, **prompt)
     if is_saved:
         reranker.set_max_len(config.max_len)
+    reranker.calibration = None  # was of the weights that are about to change
     return reranker
 
 

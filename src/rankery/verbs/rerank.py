@@ -16,6 +16,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", metavar="FILE", help="default: standard output")
     parser.add_argument("--top-k", type=int, metavar="K", help="documents to keep of each query")
     parser.add_argument("--normalize", action="store_true", help="scores in [0, 1]")
+    parser.add_argument("--calibrated", action="store_true", help="probabilities of relevance (see rankery calibrate)")
     scoring_options(parser)
     parser.set_defaults(run=_run)
 
@@ -32,6 +33,7 @@ def _run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         prompt=arguments.prompt,
         normalize=arguments.normalize,
+        calibrated=arguments.calibrated,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
     )

@@ -1,0 +1,1 @@
+"""Scores to probabilities: fitting a calibration, measuring it on queries that it has not seen, thresholds."""

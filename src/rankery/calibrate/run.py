@@ -1,0 +1,169 @@
+"""`rankery calibrate`: a reranker and labelled data -> probabilities, measured on held-out queries, kept with the model.
+
+Contract: data, model and places are checked before a pair is scored; the model's contract is written last, as a whole. The data
+should be new to the model: scores of what it was trained on are too good. Cost: one forward pass a pair.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rankery.calibrate.fit import best_fit, fitted_without, folds_of, held_out
+from rankery.calibrate.measures import highest_precision, precision_and_recall, threshold
+from rankery.calibrate.page import calibration_page
+from rankery.calibrate.report import Cut, Judged, report, summary
+from rankery.data.files import check_new_file, expand_paths
+from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
+from rankery.errors import InputError
+from rankery.models.calibration import Calibration, check_place, evidence, write_calibration
+from rankery.models.folders import write_whole
+
+
+def calibrate_model(
+    model: str | Path,
+    data: Sequence[str],
+    *,
+    precision: float | None = None,
+    recall: float | None = None,
+    min_label: float | None = None,
+    relevant_above: float | None = None,
+    html: str | Path | None = None,
+    overwrite: bool = False,
+    seed: int = 42,
+    device: str | None = None,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+) -> str:
+    """Fits a calibration, puts it into the model's contract; returns what was measured as text.
+
+    Args:
+        model: folder of a model that rankery saved.
+        data: labelled files that the model was not trained on.
+        precision: find the threshold that reaches it with the most recall.
+        recall: find the highest threshold that reaches it.
+        min_label: label of what is not relevant; None: the model's own.
+        relevant_above: documents with labels above it are relevant; None: min_label.
+        html: also write what was measured as a page, with reliability before and after.
+        overwrite: replace a calibration, and a page, that is there.
+        seed: deals queries to folds, and draws the intervals.
+        device: as for `from_pretrained`.
+        dtype: same.
+        batch_size: as for `compute_score`.
+
+    Raises:
+        InputError: wrong data or numbers, a folder that takes no calibration, data without relevant and other documents, or scores
+            that do not rise with relevance.
+    """
+    from rankery.models.opening import open_reranker
+
+    wanted = {name: value for name, value in (("precision", precision), ("recall", recall)) if value is not None}
+    _check_numbers(wanted, {"min_label": min_label, "relevant_above": relevant_above})
+    folder = Path(model).expanduser()
+    check_place(folder, overwrite)
+    if html is not None:
+        check_new_file(Path(html), overwrite)
+    paths = expand_paths(list(data))
+    reranker = open_reranker(folder, device=device, dtype=dtype)
+    low, high = reranker.labels
+    min_label = low if min_label is None else min_label
+    above = min_label if relevant_above is None else relevant_above
+    labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
+    check_records(paths, labels)
+    records = list(read_records(paths, labels))
+    relevant, query, fold = _judgements(records, above, seed)
+    pairs = [(record.query, document) for record in records for document in record.documents]
+    logits = reranker.compute_score(pairs, batch_size, show_progress=sys.stderr.isatty())
+    scores = evidence(logits).numpy().astype(np.float64)
+    calibration, judged, cuts = calibrated(scores, relevant, query, fold, wanted, seed)
+    about = summary(judged, cuts, [path.name for path in paths])
+    calibration = replace(calibration, relevant_above=above, about=about)
+    if html is not None:
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(html), calibration_page(folder.resolve().name, calibration, judged))
+    write_calibration(folder, calibration)
+    return f"{report(calibration)}\n\n{folder} now gives probabilities: compute_score(..., calibrated=True)"
+
+
+def calibrated(
+    scores: np.ndarray,
+    relevant: np.ndarray,
+    query: np.ndarray,
+    fold: np.ndarray,
+    wanted: Mapping[str, float],
+    seed: int,
+) -> tuple[Calibration, Judged, list[Cut]]:
+    """(the calibration of all pairs, what it says of held-out ones, thresholds) from scores, relevance, query and fold [P].
+
+    Raises:
+        InputError: scores that do not rise with relevance.
+    """
+    calibration = best_fit(scores, relevant, fold)
+    final = _shown(calibration, scores)
+    if not final.max() - final.min() > 1e-6:
+        raise InputError(
+            "the model's scores do not rise with relevance on this data, so no probability can be read from them; check the labels "
+            "(min_label, relevant_above), and evaluate the model first"
+        )
+    fits = fitted_without(best_fit, scores, relevant, fold)
+    before = Calibration("temperature", {"temperature": 1.0}).probabilities(scores)
+    judged = Judged(scores, relevant, query, fold, before, held_out(fits, scores, fold))
+    return calibration, judged, [_cut(name, least, final, fits, judged, seed) for name, least in wanted.items()]
+
+
+def _check_numbers(wanted: Mapping[str, float], labels: Mapping[str, float | None]) -> None:
+    problems = [
+        f"{name} is {value}; expected a number above 0 and up to 1"
+        for name, value in wanted.items()
+        if not 0 < value <= 1
+    ]
+    problems += [
+        f"{name} is {value}; expected a finite number"
+        for name, value in labels.items()
+        if value is not None and not math.isfinite(value)
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _judgements(records: Sequence[QueryRecord], above: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(relevance, text of the query, fold) of each pair.
+
+    Raises:
+        InputError: too few queries, or documents of one sort only.
+    """
+    relevant = np.array([label > above for record in records for label in record.labels])
+    query = np.array([record.query for record in records for _ in record.documents], dtype=object)
+    fold = folds_of(query.tolist(), seed)
+    if relevant.all() or not relevant.any():
+        which = "every" if relevant.all() else "no"
+        raise InputError(
+            f"{which} document has a label above {above:g}; expected relevant and other ones: check --min-label and --relevant-above"
+        )
+    return relevant, query, fold
+
+
+def _cut(
+    wanted: str, least: float, final: np.ndarray, fits: Mapping[int, Calibration], judged: Judged, seed: int
+) -> Cut:
+    """The threshold on all queries, and what thresholds give that were chosen without the query that they judge."""
+    taken: np.ndarray = np.zeros(len(final), dtype=bool)
+    for held, calibration in fits.items():
+        inside, outside = judged.fold == held, judged.fold != held
+        at = threshold(wanted, least, _shown(calibration, judged.scores[outside]), judged.relevant[outside])
+        taken[inside] = _shown(calibration, judged.scores[inside]) >= (math.inf if at is None else at)
+    at = threshold(wanted, least, final, judged.relevant)
+    there = final >= (math.inf if at is None else at)
+    achieved = [precision_and_recall(mask, judged.relevant, judged.query, seed) for mask in (there, taken)]
+    size = int(there.sum()), len(np.unique(judged.query[there]))
+    return Cut(wanted, least, at, highest_precision(final, judged.relevant), size, *achieved)
+
+
+def _shown(calibration: Calibration, scores: np.ndarray) -> np.ndarray:
+    """Probabilities as users get them, in fp32: a threshold has to lie between two that are different there."""
+    return calibration.probabilities(scores).astype(np.float32)
