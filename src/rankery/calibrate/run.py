@@ -85,7 +85,7 @@ def calibrate_model(
     calibration = replace(calibration, relevant_above=above, about=about)
     if html is not None:
         Path(html).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(html), calibration_page(folder.resolve().name, calibration, judged))
+        write_whole(Path(html), calibration_page("/".join(folder.resolve().parts[-2:]), calibration, judged))
     write_calibration(folder, calibration)
     return f"{report(calibration)}\n\n{folder} now gives probabilities: compute_score(..., calibrated=True)"
 

@@ -126,6 +126,11 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     table = [["", *names]]
     for system, metrics in rows.items():
         table.append([system, *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in names)])
+    return aligned(table)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as plain text: the first column flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for first, *cells in table:

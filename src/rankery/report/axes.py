@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rankery.report.page import Html, element
 
 WIDTH, HEIGHT = 480.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 74.0, 14.0, 12.0, 46.0
 DIGIT = 8.0  # width of a character of a tick label, a little more than it is
 
 

@@ -72,7 +72,8 @@ def line_chart(
                     _mark(a, b, i, f"{line.name}: {v:.4g} at {tick_label(u)}")
                     for (a, b), (u, v) in zip(points, run, strict=True)
                 ]
-    return figure(title, description, Html("".join(parts)), [line.name for line in lines])
+    names = [line.name for line in lines] if len(lines) > 1 else []
+    return figure(title, description, Html("".join(parts)), names)
 
 
 def histogram(

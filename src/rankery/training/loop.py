@@ -23,6 +23,7 @@ from rankery.models.scorer import model_weights
 from rankery.training import checkpoint
 from rankery.training.describe import describe
 from rankery.training.optim import lr_factor, set_lr
+from rankery.training.report import write_report
 from rankery.training.run import Run
 from rankery.training.step import step_batches, stop_all, train_step
 from rankery.training.tracking import Progress, Tracker
@@ -55,20 +56,23 @@ def fit(run: Run) -> Path:
         loss, norm, updated = train_step(run, number, batches)
         state["step"], state["updates"] = number + 1, state["updates"] + updated
         state["loss_sum"], state["loss_steps"] = state["loss_sum"] + loss, state["loss_steps"] + 1
-        progress.update(loss, len(run.plan.pairs(number)[0]))
+        progress.update(loss, len(run.plan.pairs(number)[0]), batches)
         if state["step"] % config.log_interval == 0 or state["step"] == run.steps:
             _log(run, state, tracker, norm, progress)
         end_of_epoch = state["step"] % run.plan.steps_per_epoch == 0
         if run.val_data is not None and _due(state["step"], config.eval_steps, end_of_epoch, run.steps):
-            _evaluate(run, state, tracker)
+            with progress.paused():
+                _evaluate(run, state, tracker)
         if (config.save_on_epoch_end and end_of_epoch) or (
             config.save_steps and state["step"] % config.save_steps == 0
         ):
-            _save_checkpoint(run, state, tracker)
+            with progress.paused():
+                _save_checkpoint(run, state, tracker)
     progress.close()
     folder = _finish(run, state)
     if tracker is not None:
         tracker.close()
+        write_report(run, state)
     return folder
 
 
@@ -108,7 +112,7 @@ def _log(run: Run, state: dict[str, Any], tracker: Tracker | None, norm: float, 
     }
     state["loss_sum"], state["loss_steps"] = 0.0, 0
     if tracker is not None:
-        tracker.log(state["step"], values, {"pairs_per_second": progress.rate()})
+        tracker.log(state["step"], values, progress.lap())
 
 
 def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
@@ -201,6 +205,7 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
             return target
         if state["best_step"]:
             run.say(f"note: {source} is gone; the last model is saved instead")
+            state["best_step"] = 0
         source, which = checkpoints / f"last_{state['step']}", "of the last step,"
         metrics = state["metrics"]
         _write_model(run, state, source)

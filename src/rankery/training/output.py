@@ -2,9 +2,10 @@
 
     output_dir/run.json                 says that the folder is a run's, and of which data and configuration
     output_dir/config.yaml              the same configuration, for people and for another run
-    output_dir/metrics.jsonl, tensorboard/, wandb/
+    output_dir/metrics.jsonl, timings.jsonl, tensorboard/, wandb/
     output_dir/checkpoints/             see checkpoint.py
     output_dir/model/                   appears when the run is done
+    output_dir/report.html              what it did, for people
 
 Contract: everything is checked before anything is written; nothing that a run did not write is deleted, and nothing that it is
 about to read. Rejected: deleting whole folders by their names, which people put their own files into.
@@ -26,13 +27,13 @@ from rankery.errors import InputError
 from rankery.models.contract import foreign_files
 from rankery.models.folders import CONTRACT_FILE, dispose, remove, write_whole
 from rankery.training.checkpoint import numbered
-from rankery.training.tracking import METRICS_FILE, remove_traces
+from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, remove_traces
 
-RUN_FILE, CONFIG_FILE, BUDGET_FILE = "run.json", "config.yaml", "token_budget"
+RUN_FILE, CONFIG_FILE, REPORT_FILE, BUDGET_FILE = "run.json", "config.yaml", "report.html", "token_budget"
 RUN_KEYS = {"run_id": str, "data": list, "batch": int, "config": dict}
-OURS = (METRICS_FILE, "tensorboard", "wandb", "checkpoints", "model", CONFIG_FILE, RUN_FILE)
+OURS = (METRICS_FILE, TIMINGS_FILE, "tensorboard", "wandb", "checkpoints", "model", REPORT_FILE, CONFIG_FILE, RUN_FILE)
 LEFTOVER = re.compile(
-    r"\.(tmp|old)-(checkpoint_\d+|best_\d+|last_\d+|model|config\.yaml|run\.json|token_budget|optimizer)(-.*)?"
+    r"\.(tmp|old)-(checkpoint_\d+|best_\d+|last_\d+|model|config\.yaml|run\.json|report\.html|timings\.jsonl|token_budget|optimizer)(-.*)?"
 )
 
 
@@ -191,6 +192,7 @@ def _remove_run(folder: Path, run_id: str) -> None:
     (folder / "checkpoints" / BUDGET_FILE).unlink(missing_ok=True)
     if (folder / "model").is_dir():
         remove(folder / "model")
+    (folder / REPORT_FILE).unlink(missing_ok=True)
     remove_traces(folder, run_id)
 
 
