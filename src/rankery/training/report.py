@@ -19,7 +19,7 @@ from rankery.evaluate.metrics import ranking_metrics
 from rankery.evaluate.runs import pairs_of
 from rankery.models.card import Before, verdict
 from rankery.models.folders import write_whole
-from rankery.report.page import Html, Section, facts, join, page, paragraph, passage, table
+from rankery.report.page import Html, Section, details, facts, join, page, paragraph, passage, table
 from rankery.training.describe import describe
 from rankery.training.history import own_curves, read_history
 from rankery.training.output import REPORT_FILE
@@ -59,16 +59,16 @@ def _result(config: TrainConfig, state: dict[str, Any]) -> Html:
     said = paragraph(f"{verdict(config, before, after)}.")
     if not after:
         return said
-    start = "before training (new head, order by chance)" if before.new_head else "before training"
-    rows = {"BM25": bm25_metrics(config), start: before.metrics, "trained model": after}
+    rows = {"BM25": bm25_metrics(config), "before training": before.metrics, "trained model": after}
     step = state["best_step"] or state["step"]
     return join(
         said,
         table(
-            f"{_named(config.val_dataset)}; the model is of step {step}",
+            f"Validation metrics; the model is of step {step}",
             ["", *after],
             [[name, *(metrics.get(key) for key in after)] for name, metrics in rows.items()],
         ),
+        paragraph(f"Measured on {_named(config.val_dataset)}.", note=True),
     )
 
 
@@ -98,12 +98,15 @@ def _configuration(config: TrainConfig) -> Html:
     rest = [key for key in values if key not in changed]
     return join(
         table("Set for this run", ["key", "value"], [[key, _shown(values[key])] for key in changed]),
-        table("As by default", ["key", "value"], [[key, _shown(values[key])] for key in rest]),
+        details(
+            f"{len(rest)} keys as by default",
+            table("As by default", ["key", "value"], [[key, _shown(values[key])] for key in rest]),
+        ),
     )
 
 
-def _shown(value: Any) -> str:
-    return "" if value is None else str(value)
+def _shown(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def environment(run: Run) -> dict[str, str]:
