@@ -28,7 +28,7 @@ def fit(kind: str, scores: np.ndarray, relevant: np.ndarray) -> Calibration:
     """The calibration of a kind that explains the relevance best.
 
     All kinds are fitted to Platt's targets (1999): (n + 1) / (n + 2) for each of n relevant pairs and 1 / (m + 2) for each of m
-    others, in place of 1 and 0. So data that scores separate have a finite fit, and no probability is 0 or 1.
+    others, in place of 1 and 0. So data that scores separate have a finite fit, and no isotonic step is 0 or 1.
 
     Args:
         kind: temperature, platt or isotonic; see `Calibration`.
