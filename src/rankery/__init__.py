@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 from rankery.errors import InputError
 
 if TYPE_CHECKING:
+    from rankery.checking.check import check
     from rankery.models.cross_encoder import CrossEncoder
     from rankery.models.llm_decoder import LLMDecoder
     from rankery.models.reranker import RankedDocument, Reranker
     from rankery.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["CrossEncoder", "InputError", "LLMDecoder", "RankedDocument", "Reranker", "__version__", "train"]
+__all__ = ["CrossEncoder", "InputError", "LLMDecoder", "RankedDocument", "Reranker", "__version__", "check", "train"]
 
 _HOMES = {
     "CrossEncoder": "rankery.models.cross_encoder",
     "LLMDecoder": "rankery.models.llm_decoder",
     "RankedDocument": "rankery.models.reranker",
     "Reranker": "rankery.models.reranker",
+    "check": "rankery.checking.check",
     "train": "rankery.training.run",
 }
 

@@ -134,13 +134,31 @@ def parse_line(line: bytes | str, path: str, number: int, labels: LabelRange) ->
     Raises:
         InputError: all problems of this line, each starting with `path:number`.
     """
-    where = f"{path}:{number}"
+    return parse_row(parse_object(line, f"{path}:{number}"), path, number, labels)
+
+
+def parse_object(line: bytes | str, where: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Raises:
+        InputError: the line holds none; `where` begins the message.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of thousands of digits
         raise InputError(f"{where}: is not JSON ({error}); expected one object a line: {SHAPES}") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: got a JSON {_kind(row)}; expected an object: {SHAPES}")
+    return row
+
+
+def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -> QueryRecord:
+    """One JSON object as a record.
+
+    Raises:
+        InputError: all problems of this line, each starting with `path:number`.
+    """
+    where = f"{path}:{number}"
     problems: list[str] = []
     if not is_text(row.get("query")):
         problems.append(f'{where}: "query" is {_kind(row.get("query"))}; expected a string')

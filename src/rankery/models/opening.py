@@ -36,7 +36,7 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
         is_decoder, head = contract["model_type"] == LLMDecoder.model_type, None
     else:
         hub = {key: value for key, value in options.items() if key in ("trust_remote_code", "revision", "cache_dir")}
-        is_decoder, head = _decoder_kind(name, hub)
+        is_decoder, head = decoder_kind(name, hub)
     if is_decoder:
         return LLMDecoder.from_pretrained(name, prompt=prompt, head=head, **options)
     if prompt is not None:
@@ -49,7 +49,7 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
             raise InputError(str(warning)) from None
 
 
-def _decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
+def decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
     """(whether a model without a contract is a decoder, the head it has to be read with)."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (

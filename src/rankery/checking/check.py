@@ -1,0 +1,150 @@
+"""`rankery.check`: reads data once, reads a few lines again, and says what is in it.
+
+    scan data -> scan the other files -> lengths, tables -> compare candidates -> findings -> Report
+
+Contract: never changes its input; the same files give the same report. Memory is bounded by `max_texts` (some 250 MB per million of
+distinct texts, until it is reached), whatever the size of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rankery.checking.findings import compare, draft, illustrated, near_drafts
+from rankery.checking.lengths import measure
+from rankery.checking.near import DOCUMENTS, QUERIES, Candidates
+from rankery.checking.places import Files
+from rankery.checking.report import PROBLEMS_KEPT, Report
+from rankery.checking.scan import Scan
+from rankery.checking.texts import SCRIPTS
+from rankery.data.files import expand_paths
+from rankery.data.records import LabelRange
+from rankery.errors import InputError, check_whole
+
+MAX_TEXTS = 1 << 22
+SHOWN_LABELS = 12
+BINS = 10
+
+
+def check(
+    data: str | Path | Sequence[str | Path],
+    *,
+    against: str | Path | Sequence[str | Path] = (),
+    model: str | None = None,
+    max_len: int | None = None,
+    prompt: str | None = None,
+    min_label: float = 0.0,
+    max_label: float | None = None,
+    relevant_above: float | None = None,
+    max_texts: int = MAX_TEXTS,
+    say: Callable[[str], object] | None = None,
+) -> Report:
+    """Checks training or evaluation data and reports problems and findings.
+
+    Args:
+        data: JSONL files or globs, looked at as one data set.
+        against: files that must share nothing with the data, such as its test set.
+        model: folder or hub name; its tokenizer and template measure lengths. None: a rough count.
+        max_len: tokens of a pair; None: the model's, else 512.
+        prompt: preset of a decoder that rankery has not saved.
+        min_label: the lowest label.
+        max_label: the highest, and the label of "pos" without scores; labels outside are problems. None: 1, and any label goes.
+        relevant_above: labels above it are relevant; None: min_label.
+        max_texts: distinct pairs, documents and queries of which all is kept; of more, a sample is.
+        say: called with each problem of a line when it is found.
+
+    Raises:
+        InputError: files that are not there, a model that cannot be read, arguments out of range.
+    """
+    check_whole("max_texts", max_texts, least=1000)
+    check_whole("max_len", max_len)
+    if max_label is not None and max_label <= min_label:
+        raise InputError(f"max_label is {max_label:g}; expected more than min_label ({min_label:g})")
+    labels = LabelRange(min_label, 1.0 if max_label is None else max_label, strict=max_label is not None)
+    files, others = expand_paths(data), expand_paths(against) if against else []
+    lengths = measure(model, max_len, prompt)
+    report = Report([str(path) for path in files], [str(path) for path in others])
+
+    def note(problem: str) -> None:
+        report.problem_count += 1
+        if len(report.problems) < PROBLEMS_KEPT:
+            report.problems.append(problem)
+        if say is not None:
+            say(problem)
+
+    above = min_label if relevant_above is None else relevant_above
+    places = Files()
+    scan = Scan(places, labels, above, max_texts, lengths)
+    for path in files:
+        scan.read(path, note)
+    scan.flush()
+    other = Other(places, labels, above, max_texts, scan) if others else None
+    for path in others:
+        assert other is not None
+        other.read(path, note)
+    if other is not None:
+        other.flush()
+    _describe(report, scan)
+    _find(report, scan, other, places, labels)
+    return report
+
+
+class Other(Scan):
+    """A scan of files that must share nothing with the data: keys, and who is like a text of the data."""
+
+    def __init__(self, files: Files, labels: LabelRange, relevant_above: float, capacity: int, data: Scan):
+        super().__init__(files, labels, relevant_above, capacity, None)
+        self.data = data
+        self.near_leaks = {"query": Candidates(), "document": Candidates()}
+
+    def _sketch_queries(self, texts: list[str], places) -> None:  # type: ignore[no-untyped-def]
+        keys, long = self.data.near_queries.sketches(texts)
+        self.data.near_queries.look(keys[long], places[long], self.near_leaks["query"])
+
+    def _sketch_documents(self, texts: list[str], keys, places, groups, relevant) -> None:  # type: ignore[no-untyped-def]
+        sketches, long = self.data.near_documents.sketches(texts)
+        new = long & (self.documents.find(keys, "first", (1 << 63) - 1) >= places)
+        new &= self.data.documents.find(keys, "first", -1) < 0
+        self.data.near_documents.look(sketches[new], places[new], self.near_leaks["document"])
+
+
+def _describe(report: Report, scan: Scan) -> None:
+    report.lines, report.pairs = scan.lines, scan.pair_count
+    report.queries = len(scan.queries.whole()["key"]) * scan.queries.scale
+    report.documents = len(scan.documents.whole()["key"]) * scan.documents.scale
+    report.scale = max(scan.queries.scale, scan.pairs.scale, scan.documents.scale)
+    report.shapes = dict(scan.shapes)
+    report.labels = histogram(scan.label_counts)
+    report.scripts = {
+        kind: {SCRIPTS[i]: int(count) for i, count in enumerate(counts) if count}
+        for kind, counts in scan.scripts.items()
+    }
+    if scan.lengths is not None:
+        report.lengths = scan.lengths.result()
+
+
+def histogram(counts: dict[float, int]) -> list[tuple[str, int]]:
+    """(label, pairs), or of many different labels (range, pairs) in ten equal parts."""
+    if len(counts) <= SHOWN_LABELS:
+        return [(f"{label:g}", counts[label]) for label in sorted(counts)]
+    low, high = min(counts), max(counts)
+    width = (high - low) / BINS
+    bins = [0] * BINS
+    for label, count in counts.items():
+        bins[min(BINS - 1, int((label - low) / width))] += count
+    return [(f"{low + i * width:.3g} to {low + (i + 1) * width:.3g}", count) for i, count in enumerate(bins)]
+
+
+def _find(report: Report, scan: Scan, other: Other | None, places: Files, labels: LabelRange) -> None:
+    candidates = {
+        "near_query": scan.near_queries.candidates,
+        "near_document": scan.near_documents.candidates,
+        "near_contradiction": scan.opposite,
+    }
+    if other is not None:
+        candidates |= {f"near_leaked_{kind}": those for kind, those in other.near_leaks.items()}
+    kinds = {name: QUERIES if name.endswith("query") else DOCUMENTS for name in candidates}
+    found = compare(places, labels, candidates, kinds)
+    drafts = [*draft(scan, other, report.lengths), *near_drafts(scan, found, other)]
+    report.findings = illustrated(drafts, places, labels)

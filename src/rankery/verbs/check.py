@@ -1,0 +1,55 @@
+"""`rankery check`: what is in data, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "check",
+        help="look at data before training",
+        description="Report what is wrong with data. Exit status: 0 nothing that matters, 1 findings that matter, 2 lines that "
+        "cannot be read.",
+    )
+    parser.add_argument("data", nargs="+", metavar="FILE", help="JSONL files or globs: one data set")
+    parser.add_argument("--against", nargs="+", metavar="FILE", help="files that must share nothing with the data")
+    parser.add_argument("--model", metavar="DIR", help="measure lengths as this model does (default: roughly)")
+    parser.add_argument("--max-len", type=int, metavar="N", help="tokens of a pair (default: the model's, else 512)")
+    parser.add_argument("--prompt", metavar="NAME", help="preset of a language model (see docs/prompts.md)")
+    parser.add_argument("--min-label", type=float, default=0.0, metavar="L", help="the lowest label (default 0)")
+    parser.add_argument("--max-label", type=float, metavar="L", help="the highest; labels outside are problems")
+    parser.add_argument(
+        "--relevant-above", type=float, metavar="L", help="labels above it are relevant (default: min-label)"
+    )
+    parser.add_argument("--max-texts", type=int, metavar="N", help="texts of which all is kept (default 4,194,304)")
+    parser.add_argument("--json", metavar="FILE", help="the report for programs")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rankery.checking.check import MAX_TEXTS, check
+    from rankery.data.files import check_new_file
+    from rankery.models.folders import write_whole
+
+    if arguments.json:
+        check_new_file(Path(arguments.json), arguments.overwrite)
+    report = check(
+        arguments.data,
+        against=arguments.against or (),
+        model=arguments.model,
+        max_len=arguments.max_len,
+        prompt=arguments.prompt,
+        min_label=arguments.min_label,
+        max_label=arguments.max_label,
+        relevant_above=arguments.relevant_above,
+        max_texts=MAX_TEXTS if arguments.max_texts is None else arguments.max_texts,
+        say=print,
+    )
+    print(report)
+    if arguments.json:
+        write_whole(Path(arguments.json), json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    return report.status
