@@ -13,16 +13,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from rankery.data.records import QueryRecord, read_records
 from rankery.errors import InputError
-from rankery.evaluate.baselines import (
-    bm25_neighbours,
-    bm25_scores,
-    bm25_tokens,
-    cosine_neighbours,
-    cosine_scores,
-    embed,
-    random_scores,
-)
+from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
 from rankery.evaluate.metrics import ranking_metrics
+from rankery.evaluate.retrieval import bm25_neighbours, bm25_tokens, cosine_neighbours, embed
 from rankery.evaluate.runs import pairs_of
 
 

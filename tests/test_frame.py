@@ -35,6 +35,7 @@ PAGES = [
         "docs/calibration.md",
         "docs/decisions.md",
         "docs/engines.md",
+        "docs/mining.md",
         "docs/prompts.md",
         "docs/specification.md",
         "docs/training_report.md",
@@ -54,7 +55,9 @@ def project() -> dict:
         name: ast.literal_eval(body)
         for name, body in re.findall(r"^([\w-]+) = (\[.*?\])$", text, re.MULTILINE | re.DOTALL)
     }
-    extras = {name: lists[name] for name in ("demo", "wandb", "deepspeed", "peft", "qlora", "gguf", "bench", "dev")}
+    extras = {
+        name: lists[name] for name in ("demo", "wandb", "deepspeed", "peft", "qlora", "gguf", "embed", "bench", "dev")
+    }
     return {"dependencies": lists["dependencies"], "extras": extras}
 
 

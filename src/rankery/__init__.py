@@ -9,13 +9,24 @@ from rankery.errors import InputError
 
 if TYPE_CHECKING:
     from rankery.checking.check import check
+    from rankery.mining.mine import mine
     from rankery.models.cross_encoder import CrossEncoder
     from rankery.models.llm_decoder import LLMDecoder
     from rankery.models.reranker import RankedDocument, Reranker
     from rankery.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["CrossEncoder", "InputError", "LLMDecoder", "RankedDocument", "Reranker", "__version__", "check", "train"]
+__all__ = [
+    "CrossEncoder",
+    "InputError",
+    "LLMDecoder",
+    "RankedDocument",
+    "Reranker",
+    "__version__",
+    "check",
+    "mine",
+    "train",
+]
 
 _HOMES = {
     "CrossEncoder": "rankery.models.cross_encoder",
@@ -23,6 +34,7 @@ _HOMES = {
     "RankedDocument": "rankery.models.reranker",
     "Reranker": "rankery.models.reranker",
     "check": "rankery.checking.check",
+    "mine": "rankery.mining.mine",
     "train": "rankery.training.run",
 }
 

@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -83,6 +85,31 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
                 yield number, line
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which then takes the name `path`; nothing is left after an error. Packed where the name ends in .gz.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            if path.name.endswith(".gz"):
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # the same bytes whenever it is written
+                    yield packed  # type: ignore[misc]
+            else:
+                yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: could not be written: {error}; make room, then start again") from error
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def text_hash(*texts: str) -> int:

@@ -141,7 +141,7 @@ def score_file(
         size = sum(len(documents) for _, documents in block)
         if index % processes == process and not _part(folder, index).is_file():
             pairs = [(query, document) for query, documents in block for document in documents]
-            logits = [_scores(t.reranker, d, pairs, kept) for t, d in zip(teachers, digests, strict=True)]
+            logits = [known_logits(t.reranker, d, pairs, kept) for t, d in zip(teachers, digests, strict=True)]
             _write_part(folder, index, combined_logits(teachers, logits))
             progress.update(size, scored=size)
         else:
@@ -225,8 +225,8 @@ def write_whole(path: Path, content: bytes) -> None:
         raise InputError(f"{path}: could not be written: {error}; make room, then start again: it goes on") from error
 
 
-def _scores(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str]], store: Store | None) -> np.ndarray:
-    """Logits of one block; with a store, of what it lacks."""
+def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str]], store: Store | None) -> np.ndarray:
+    """Logits of pairs; with a store, only what it lacks is computed, and kept there."""
     if store is None:
         return reranker.compute_score(pairs).numpy()
     keys = [pair_key(digest, *pair) for pair in pairs]

@@ -1,0 +1,177 @@
+"""Retrieval from a fixed list of documents: BM25, an encoder's embeddings, and the best of many scores.
+
+Contract: one float32 score a document; equal scores are ordered by index, so a list of neighbours is a function of the texts alone.
+Cost: BM25 keeps 8 bytes for each distinct word of each document, and adds up those of a query's words; embeddings are one forward
+pass a text. Rejected: sorting all scores of a large corpus (its best are found by a partition), and approximate neighbours (an
+index to build and tune, where a product of matrices is exact and takes milliseconds a query at a million documents).
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankery.errors import InputError
+
+# Scripts written without spaces, or (Hangul) with particles joined to words: kana, Han with extensions, Hangul.
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
+WORDS = re.compile(f"[{CJK}]+|[^\\W_{CJK}]+")
+IS_CJK = re.compile(f"[{CJK}]")
+K1, B = 1.5, 0.75
+TOKENS_AT_ONCE = 8192  # padded tokens in one forward pass of the encoder
+TEXTS_AT_ONCE = 16384  # tokenised and sorted together; bounds memory
+
+
+def bm25_tokens(text: str) -> list[str]:
+    """Lower-cased words; of CJK runs every character and every two neighbouring ones (no dictionary needed)."""
+    words = WORDS.findall(text.lower())
+    if text.isascii():
+        return words
+    tokens: list[str] = []
+    for word in words:
+        tokens += [*word, *map("".join, pairwise(word))] if IS_CJK.match(word) else [word]
+    return tokens
+
+
+class Bm25:
+    """BM25 over a fixed corpus (Lucene's form, k1 1.5, b 0.75); texts without words score 0."""
+
+    def __init__(self, documents: Iterable[str]):
+        import bm25s
+
+        self.vocabulary: dict[str, int] = {}
+        number = self.vocabulary.setdefault
+        rows = [array("i", [number(token, len(self.vocabulary)) for token in bm25_tokens(text)]) for text in documents]
+        self.size = len(rows)
+        self.mean_length = sum(map(len, rows)) / max(self.size, 1)
+        self.index = bm25s.BM25(method="lucene", k1=K1, b=B)
+        if self.vocabulary:
+            self.index.index((rows, dict(self.vocabulary)), show_progress=False)
+
+    def scores(self, query: str) -> np.ndarray:
+        """Of every document, [documents] float32."""
+        scores: np.ndarray = np.zeros(self.size, dtype=np.float32)
+        for token in self._known(query):
+            at = self._postings(token)
+            scores[self.index.scores["indices"][at]] += self.index.scores["data"][at]  # a document is there once
+        return scores
+
+    def score_texts(self, query: str, texts: Sequence[str]) -> np.ndarray:
+        """Of texts that may not be in the corpus, [texts] float32, by the corpus's statistics."""
+        known = self._known(query)
+        scores: np.ndarray = np.zeros(len(texts), dtype=np.float32)
+        for i, text in enumerate(texts):
+            tokens = [self.vocabulary.get(token, -1) for token in bm25_tokens(text)]
+            norm = K1 * (1 - B + B * len(tokens) / max(self.mean_length, 1e-9))
+            for token in known:
+                times, at = tokens.count(token), self._postings(token)
+                containing = at.stop - at.start
+                idf = np.log(1 + (self.size - containing + 0.5) / (containing + 0.5))
+                scores[i] += idf * times / (times + norm) if times else 0.0
+        return scores
+
+    def _known(self, query: str) -> list[int]:
+        return [self.vocabulary[token] for token in bm25_tokens(query) if token in self.vocabulary]
+
+    def _postings(self, token: int) -> slice:
+        starts = self.index.scores["indptr"]
+        return slice(int(starts[token]), int(starts[token + 1]))
+
+
+class MeanEncoder:
+    """A Hugging Face encoder whose embedding is the mean of the last hidden states over real tokens, scaled to length 1
+    (Sentence-BERT, Reimers and Gurevych 2019).
+
+    Raises:
+        InputError: `folder` is not a folder with a model.
+    """
+
+    def __init__(self, folder: str | Path, max_len: int = 256, device: str | None = None):
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # one for loading weights, of no use to anybody
+        if not (Path(folder) / "config.json").is_file():
+            raise InputError(
+                f"{folder}: no config.json in it; expected a folder with a Hugging Face encoder and its tokenizer"
+            )
+        self.max_len = max_len
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = AutoModel.from_pretrained(str(folder), dtype=torch.float32).to(self.device).eval()
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """[texts, hidden] float32. Texts are sorted by length and padded in batches; the result does not depend on the
+        batches, to rounding.
+        """
+        vectors = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            chunk = list(texts[start : start + TEXTS_AT_ONCE])
+            self._encode(chunk, vectors[start : start + len(chunk)])
+        return vectors
+
+    def _encode(self, texts: list[str], vectors: np.ndarray) -> None:
+        import torch
+
+        ids = self.tokenizer(texts, truncation=True, max_length=self.max_len)["input_ids"]
+        with torch.inference_mode():
+            for rows in _length_batches([len(row) for row in ids]):
+                batch: Any = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+                batch = batch.to(self.device)
+                states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                mask = batch["attention_mask"].unsqueeze(-1).to(torch.float32)
+                total = (states.last_hidden_state * mask).sum(1)
+                mean = total / mask.sum(1).clamp(min=1)  # no token at all: zeros, cosine 0
+                vectors[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+
+
+def embed(texts: Sequence[str], encoder: str | Path, max_len: int = 256) -> np.ndarray:
+    """Embeddings of `MeanEncoder`, [texts, hidden] float32.
+
+    Raises:
+        InputError: `encoder` is not a folder with a model.
+    """
+    return MeanEncoder(encoder, max_len).encode(texts)
+
+
+def bm25_neighbours(queries: Sequence[str], documents: Sequence[str], k: int) -> np.ndarray:
+    """Indices of the k best documents for each query by BM25, best first, [Q, min(k, D)]; equal scores by index."""
+    index = Bm25(documents)
+    k = min(k, len(documents))
+    return np.array([top(index.scores(query), k) for query in queries], dtype=np.int64).reshape(len(queries), k)
+
+
+def cosine_neighbours(query_vectors: np.ndarray, document_vectors: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k documents of highest dot product for each query, best first, [Q, min(k, D)]."""
+    k = min(k, len(document_vectors))
+    rows = [top(document_vectors @ vector, k) for vector in query_vectors]
+    return np.array(rows, dtype=np.int64).reshape(len(query_vectors), k)
+
+
+def top(scores: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k highest of [N] scores, best first; equal scores by index."""
+    if k < len(scores):
+        least = np.partition(scores, len(scores) - k)[len(scores) - k] if k else np.inf
+        above = np.flatnonzero(scores > least)
+        chosen = np.concatenate([above, np.flatnonzero(scores == least)[: k - len(above)]])
+        chosen.sort()
+    else:
+        chosen = np.arange(len(scores))
+    return chosen[np.argsort(-scores[chosen], kind="stable")]
+
+
+def _length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows by descending length, cut where a batch padded to its longest would pass TOKENS_AT_ONCE."""
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    start = 0
+    while start < len(rows):
+        count = max(1, TOKENS_AT_ONCE // max(1, lengths[rows[start]]))
+        yield rows[start : start + count]
+        start += count

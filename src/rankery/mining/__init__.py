@@ -1,0 +1,1 @@
+"""Hard negatives: documents that a retriever takes for relevant and that are not."""

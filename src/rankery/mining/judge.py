@@ -1,0 +1,63 @@
+"""A teacher that says which candidates may be negatives.
+
+Contract: a candidate may not score above the query's best positive less a margin, in the teacher's scores from 0 to 1. Cost: a
+forward pass for each pair that is asked for and that the store lacks. Rejected: the weakest positive as the measure, which one
+wrong label would turn into no negatives at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rankery.distil.store import Store, teacher_digest
+from rankery.distil.teacher import known_logits
+from rankery.mining.rows import Query
+from rankery.mining.select import Candidate, Passes
+from rankery.models.opening import open_reranker
+
+
+class Judge:
+    """A reranker that says which candidates may be negatives."""
+
+    def __init__(
+        self,
+        model: str,
+        margin: float,
+        store: str | Path | None,
+        prompt: str | None,
+        dtype: str | None,
+        device: str | None,
+    ):
+        self.reranker = open_reranker(model, prompt, dtype=dtype, device=device)
+        self.margin = margin
+        self.store = Store(Path(store)) if store else None
+        self.digest = teacher_digest(self.reranker) if self.store else ""
+
+    def of(self, queries: Sequence[Query], documents: Sequence[str], left_out: Counter[str]) -> Passes:
+        """Whether candidates of these queries may be negatives; those that may not are counted in `left_out`."""
+        own = [(query.text, text) for query in queries for text in query.relevant]
+        scores = iter(self._scores(own))
+        limits = [max(next(scores) for _ in query.relevant) - self.margin for query in queries]
+
+        def judge(asked: Sequence[tuple[int, Candidate]]) -> list[bool]:
+            pairs = [(queries[number].text, documents[one.document]) for number, one in asked]
+            scored = zip(asked, self._scores(pairs), strict=True)
+            passes = [score <= limits[number] for (number, _), score in scored]
+            left_out["teacher"] += len(passes) - sum(passes)
+            return passes
+
+        return judge
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.database.close()
+
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """In [0, 1]: the sigmoid of the logit, or of several classes the expected grade."""
+        logits = torch.from_numpy(known_logits(self.reranker, self.digest, pairs, self.store))
+        scores = self.reranker.rank_scores(logits)
+        return (scores.sigmoid() if logits.dim() == 1 else scores).tolist()
