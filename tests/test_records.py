@@ -115,6 +115,7 @@ def test_other_keys_are_left_alone(tmp_path: Path) -> None:
             "neg_logits",
             "pos_ids",
             "neg_ids",
+            "neg_from",
             "pos_scores_raw",
             "scores",
             "post",

@@ -6,6 +6,8 @@ Shapes, recognised by their keys (other keys are ignored, unless they are nearly
     {"query", "content", "label"}                         one pair a line
     {"query", "hits": [{"content", "label"}]}             one query a line
 
+"neg_from", which `rankery mine` writes beside "neg", is for people: where each negative came from.
+
 Contract: reading streams, so memory does not grow with the file; `check_records` looks at everything and reports
 all problems at once, `read_records` stops at the first. Cost: one JSON parse a line (about 100 MB/s).
 Rejected: a schema library for each line; it is several times slower and its messages do not know the line.
