@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import write_rows
 import rankery
 from rankery.checking.report import Report
 from rankery.cli import main
+from rankery.errors import InputError
 
 
 def clean_rows(count: int = 12, start: int = 0) -> list[dict]:
@@ -184,3 +186,89 @@ def test_pairs_of_one_query_in_any_order(tmp_path: Path) -> None:
         finding.kind: [where.rsplit(":", 1)[1] for where in finding.examples[0].where] for finding in report.findings
     }
     assert lines == {"contradiction": ["10", "49"], "repeated_document": ["21", "50"]}
+
+
+MENDED = {"empty_query", "empty_document", "duplicate_query", "repeated_document", "contradiction", "different_labels"}
+
+
+def dirty(rows: list[dict]) -> list[dict]:
+    """Everything that is mended, in rows of one form each."""
+    rows[0]["query"] = "  "
+    rows[1]["neg"][0] = " "
+    rows[2] |= {"query": rows[3]["query"].title(), "pos_ids": [7], "neg_ids": [1, 2, 3], "id": "kept"}
+    rows[3] |= {"pos_ids": [8], "neg_ids": [4, 5, 6]}
+    rows[4]["neg"].append(rows[4]["neg"][1].upper())
+    rows[5]["neg"].append(rows[5]["pos"][0])
+    rows[6] = {
+        "query": rows[6]["query"],
+        "hits": [{"content": t, "label": i, "id": i} for i, t in enumerate(rows[6]["neg"])],
+    }
+    rows[6]["hits"].append({"content": rows[6]["hits"][2]["content"] + " ", "label": 1, "id": 9})
+    rows[7]["query"] = rows[3]["query"] + " "
+    rows[7] = {"query": rows[7]["query"], "hits": [{"content": "other form", "label": 1}]}
+    return rows
+
+
+def test_fix_mends_what_is_certain_and_says_so(tmp_path: Path) -> None:
+    rows = dirty(clean_rows())
+    data = tmp_path / "data.jsonl"
+    lines = [json.dumps(row) + ("\r\n" if i == 8 else "\n") for i, row in enumerate(rows)]
+    data.write_text("".join(lines) + "broken\n", encoding="utf-8", newline="")
+    before = data.read_bytes()
+    other = write_rows(tmp_path / "other.jsonl", [{**clean_rows(1, start=5)[0], "query": rows[9]["query"]}])
+    report = rankery.check(data, against=other, fix=tmp_path / "clean.jsonl")
+    assert data.read_bytes() == before
+    assert report.fixed is not None
+    assert report.fixed["changes"] == {
+        "lines left out: cannot be read": 1,
+        "lines left out: their query is empty": 1,
+        "lines left out: their query is in the other files": 1,
+        "documents left out: empty": 1,
+        "documents left out: the same query has them already": 1,
+        "documents left out: the same query has them with a higher label": 2,
+        "lines joined with another of the same query": 1,
+        "lines not joined with another of the same query: of another form": 1,
+    }
+    found = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
+    assert len(found) == report.fixed["lines"] == 9
+    assert report.fixed["pairs"] == sum(
+        len(r.get("hits", [])) + len(r.get("pos", [])) + len(r.get("neg", [])) for r in found
+    )
+    assert rows[8] in found
+    assert rows[11] in found
+    (together,) = [row for row in found if row.get("id") == "kept"]
+    assert together == {
+        "query": rows[2]["query"], "id": "kept", "pos": rows[2]["pos"] + rows[3]["pos"], "neg": rows[2]["neg"] + rows[3]["neg"],
+        "pos_ids": [7, 8], "neg_ids": [1, 2, 3, 4, 5, 6],
+    }  # fmt: skip
+    (hits,) = [row for row in found if row["query"] == rows[6]["query"]]
+    assert [hit["id"] for hit in hits["hits"]] == [0, 1, 2]
+    assert sum(report.fixed["changes"].values()) == len(report.fixed["log"])
+    again = rankery.check(tmp_path / "clean.jsonl", against=other, fix=tmp_path / "again.jsonl.gz")
+    assert kinds(again) & (MENDED | {"leaked_query"}) == {"duplicate_query"}  # the two forms
+    assert gzip.decompress((tmp_path / "again.jsonl.gz").read_bytes()) == (tmp_path / "clean.jsonl").read_bytes()
+
+
+def test_fix_of_pairs_keeps_the_highest_label_of_any_line(tmp_path: Path) -> None:
+    rows = [{"query": "q", "content": c, "label": v} for c, v in (("a", 0), ("b", 1), ("a", 1), ("A", 1), ("b", 0))]
+    report = checked(tmp_path, rows, fix=tmp_path / "clean.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
+    assert found == [rows[1], rows[2]]
+    assert report.fixed is not None
+    assert report.fixed["lines"] == 2
+
+
+def test_fix_writes_over_nothing(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", clean_rows())
+    (tmp_path / "there.jsonl").write_text("mine")
+    for target, options, message in (
+        (data, {"overwrite": True}, "is one of the files"),
+        (tmp_path / "there.jsonl", {}, "--overwrite replaces it"),
+        (tmp_path, {}, "is a folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            rankery.check(data, fix=target, **options)  # type: ignore[arg-type]
+    assert (tmp_path / "there.jsonl").read_text() == "mine"
+    rankery.check(data, fix=tmp_path / "there.jsonl", overwrite=True)
+    assert (tmp_path / "there.jsonl").read_bytes() == data.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "there.jsonl"]

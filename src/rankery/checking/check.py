@@ -10,19 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from rankery.checking.findings import compare, draft, illustrated, near_drafts
+from rankery.checking.doubts import Doubts
+from rankery.checking.findings import compare, draft, illustrated, near_drafts, of_doubts
+from rankery.checking.fix import check_fix
+from rankery.checking.fix import fix as write_fixed
 from rankery.checking.lengths import measure
 from rankery.checking.near import DOCUMENTS, QUERIES, Candidates
 from rankery.checking.places import Files
 from rankery.checking.report import PROBLEMS_KEPT, Report
 from rankery.checking.scan import Scan
+from rankery.checking.scoring import judged
 from rankery.checking.texts import SCRIPTS
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange
 from rankery.errors import InputError, check_whole
 
 MAX_TEXTS = 1 << 22
+SCORED_QUERIES = 1000
 SHOWN_LABELS = 12
 BINS = 10
 
@@ -38,6 +44,12 @@ def check(
     max_label: float | None = None,
     relevant_above: float | None = None,
     max_texts: int = MAX_TEXTS,
+    score_with: str | None = None,
+    score_queries: int = SCORED_QUERIES,
+    device: str | None = None,
+    dtype: str | None = None,
+    fix: str | Path | None = None,
+    overwrite: bool = False,
     say: Callable[[str], object] | None = None,
 ) -> Report:
     """Checks training or evaluation data and reports problems and findings.
@@ -47,23 +59,33 @@ def check(
         against: files that must share nothing with the data, such as its test set.
         model: folder or hub name; its tokenizer and template measure lengths. None: a rough count.
         max_len: tokens of a pair; None: the model's, else 512.
-        prompt: preset of a decoder that rankery has not saved.
+        prompt: preset of a decoder that rankery has not saved, for `model` and `score_with`.
         min_label: the lowest label.
         max_label: the highest, and the label of "pos" without scores; labels outside are problems. None: 1, and any label goes.
         relevant_above: labels above it are relevant; None: min_label.
         max_texts: distinct pairs, documents and queries of which all is kept; of more, a sample is.
+        score_with: a reranker that scores documents, to find labels it doubts; None: none (it is slow).
+        score_queries: so many queries at most, drawn from the data.
+        device: of the reranker; None: the accelerator, if there is one.
+        dtype: of its weights; None: float32 on CPUs.
+        fix: file for the cleaned data (see docs/check.md for what is changed); None: none.
+        overwrite: replace it if it is there.
         say: called with each problem of a line when it is found.
 
     Raises:
-        InputError: files that are not there, a model that cannot be read, arguments out of range.
+        InputError: files that are not there, a model that cannot be read, arguments out of range, a `fix` that is there.
     """
     check_whole("max_texts", max_texts, least=1000)
     check_whole("max_len", max_len)
+    check_whole("score_queries", score_queries)
     if max_label is not None and max_label <= min_label:
         raise InputError(f"max_label is {max_label:g}; expected more than min_label ({min_label:g})")
     labels = LabelRange(min_label, 1.0 if max_label is None else max_label, strict=max_label is not None)
     files, others = expand_paths(data), expand_paths(against) if against else []
-    lengths = measure(model, max_len, prompt)
+    if fix is not None:
+        check_fix(Path(fix), [*files, *others], overwrite)
+    reranker = _opened(score_with, prompt, device, dtype)
+    lengths = measure(model or score_with, max_len, prompt)
     report = Report([str(path) for path in files], [str(path) for path in others])
 
     def note(problem: str) -> None:
@@ -79,6 +101,11 @@ def check(
     for path in files:
         scan.read(path, note)
     scan.flush()
+    scan.is_soft = scan.is_soft and relevant_above is None
+    if scan.is_soft and reranker is not None:
+        raise InputError(
+            "score_with doubts labels, but the data has scores; expected --relevant-above: which of them are relevant"
+        )
     other = Other(places, labels, above, max_texts, scan) if others else None
     for path in others:
         assert other is not None
@@ -86,7 +113,10 @@ def check(
     if other is not None:
         other.flush()
     _describe(report, scan)
-    _find(report, scan, other, places, labels)
+    doubts = judged(reranker, files, scan, score_queries) if reranker is not None else None
+    _find(report, scan, other, places, labels, doubts)
+    if fix is not None:
+        report.fixed = write_fixed(files, Path(fix), scan, other)
     return report
 
 
@@ -136,7 +166,17 @@ def histogram(counts: dict[float, int]) -> list[tuple[str, int]]:
     return [(f"{low + i * width:.3g} to {low + (i + 1) * width:.3g}", count) for i, count in enumerate(bins)]
 
 
-def _find(report: Report, scan: Scan, other: Other | None, places: Files, labels: LabelRange) -> None:
+def _opened(name: str | None, prompt: str | None, device: str | None, dtype: str | None) -> Any:
+    if name is None:
+        return None
+    from rankery.models.opening import open_reranker
+
+    return open_reranker(name, prompt, device=device, dtype=dtype)
+
+
+def _find(
+    report: Report, scan: Scan, other: Other | None, places: Files, labels: LabelRange, doubts: Doubts | None
+) -> None:
     candidates = {
         "near_query": scan.near_queries.candidates,
         "near_document": scan.near_documents.candidates,
@@ -147,4 +187,6 @@ def _find(report: Report, scan: Scan, other: Other | None, places: Files, labels
     kinds = {name: QUERIES if name.endswith("query") else DOCUMENTS for name in candidates}
     found = compare(places, labels, candidates, kinds)
     drafts = [*draft(scan, other, report.lengths), *near_drafts(scan, found, other)]
+    if doubts is not None:
+        drafts += of_doubts(doubts, "the model", "_by_model")
     report.findings = illustrated(drafts, places, labels)

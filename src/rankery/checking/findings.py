@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rankery.checking.doubts import Doubts
 from rankery.checking.lengths import Lengths
 from rankery.checking.near import Candidates, Kind, Look, NearPairs
 from rankery.checking.places import Files
@@ -30,7 +31,13 @@ Draft = tuple[Finding, Sequence[tuple[int, ...]], str]
 
 def draft(scan: Scan, against: Scan | None, lengths: Lengths | None) -> list[Draft]:
     """Findings that need no text to be read again."""
-    drafts = [*_of_lines(scan), *_of_pairs(scan), *_of_queries(scan), *_of_teacher(scan), *_of_texts(scan)]
+    drafts = [
+        *_of_lines(scan),
+        *_of_pairs(scan),
+        *_of_queries(scan),
+        *of_doubts(scan.doubts, "the scores in the data"),
+        *_of_texts(scan),
+    ]
     if lengths is not None and lengths.cut:
         drafts.append((_cut(lengths, scan.is_soft), [], ""))
     if against is not None:
@@ -130,13 +137,19 @@ def _of_queries(scan: Scan) -> Iterator[Draft]:
             yield finding, [(int(place),) for place in np.sort(rows["first"][chosen])[:SHOWN]], "query"
 
 
-def _of_teacher(scan: Scan) -> Iterator[Draft]:
-    for kind, tally, judged, what, advice in (
-        ("false_negative", scan.doubts.negatives, "negatives", "documents that are not relevant score above every relevant one of their query: probably relevant", "look at some; false_negative_margin=0 leaves them out of a training on such scores"),
-        ("wrong_positive", scan.doubts.positives, "positives", "relevant documents score below the median of their query's others: probably not relevant", "look at some"),
+def of_doubts(doubts: Doubts, judge: str, suffix: str = "") -> Iterator[Draft]:
+    """Findings of what a teacher in the data, or a model, doubts."""
+    for kind, tally, judged, what in (
+        ("false_negative", doubts.negatives, "negatives", "documents that are not relevant score above every relevant one of their query"),
+        ("wrong_positive", doubts.positives, "positives", "relevant documents score below the median of their query's others"),
     ):  # fmt: skip
         if tally.count:
-            finding = _finding(kind, True, tally.count, scan.doubts.judged[judged], f"{what} (by the teacher)", advice)
+            advice = "labels that are probably wrong: look at some"
+            if kind == "false_negative" and not suffix:
+                advice += "; false_negative_margin=0 leaves these out of a training"
+            finding = _finding(
+                f"{kind}{suffix}", True, tally.count, doubts.judged[judged], f"{what}, by {judge}", advice
+            )
             yield finding, [(place,) for place in tally.places[:SHOWN]], "query document"
 
 

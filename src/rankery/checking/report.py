@@ -131,8 +131,8 @@ def percent(share: float) -> str:
 
 def length_lines(lengths: Lengths) -> Iterable[str]:
     """Lengths as text."""
-    by = f"by {lengths.by}'s tokenizer" if lengths.by else "a rough count; --model counts exactly"
-    of = f", {lengths.positives:,} relevant pairs drawn" if lengths.is_sample else ""
+    by = f"by the tokenizer of {lengths.by}, of " if lengths.by else "a rough count; --model counts exactly"
+    of = f"{lengths.positives:,} {'drawn ' if lengths.is_sample else ''}relevant pairs" if lengths.by else ""
     yield f"tokens ({by}{of}): half of the texts have at most, 90%, 99%, all"
     for kind, (half, most, nearly, all_) in lengths.quantiles.items():
         name = "relevant pairs, joined" if kind == "positives" else kind
@@ -144,6 +144,8 @@ def fix_lines(fixed: dict[str, Any]) -> Iterable[str]:
     yield f"{fixed['output']}: {fixed['lines']:,} lines, {fixed['pairs']:,} pairs"
     for change, count in fixed["changes"].items():
         yield f"  {change}: {count:,}"
+    if len(fixed["log"]) > 0:
+        yield "  (--json lists them with their lines)"
     if not fixed["changes"]:
         yield "  nothing had to be changed"
 

@@ -142,8 +142,8 @@ class Scan:
         owner, places = np.array(chunk.owner), np.array(chunk.places, dtype=np.int64)
         query_places, grades = np.array(chunk.query_places), np.array(chunk.grades, dtype=np.float32)
         relevant = grades > self.relevant_above
-        pair_keys = mix(query_keys[owner] ^ mix(document_keys, 5), 6)
-        self._fill_tables(query_keys, document_keys, pair_keys, query_places, places, owner, grades, chunk.is_list)
+        pairs = pair_keys(query_keys[owner], document_keys)
+        self._fill_tables(query_keys, document_keys, pairs, query_places, places, owner, grades, chunk.is_list)
         new = self.queries.find(query_keys, "first", near.ABSENT) >= query_places
         self._sketch_queries([queries[i] for i in np.flatnonzero(new)], query_places[new])
         self._sketch_documents(documents, document_keys, places, query_keys[owner], relevant)
@@ -151,7 +151,7 @@ class Scan:
         if self.lengths is not None:
             chosen = np.flatnonzero(relevant)
             texts = [(chunk.queries[owner[i]], chunk.documents[i]) for i in chosen]
-            self.lengths.add_texts(pair_keys[chosen], texts)
+            self.lengths.add_texts(pairs[chosen], texts)
 
     def _fill_tables(
         self,
@@ -222,3 +222,8 @@ def grades_of(record: QueryRecord) -> list[float]:
     if record.negatives:
         return [1.0] * (len(record.documents) - record.negatives) + [0.0] * record.negatives
     return list(record.labels)
+
+
+def pair_keys(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Keys of (query, document) from the keys of both, [P] uint64 each."""
+    return mix(queries ^ mix(documents, 5), 6)

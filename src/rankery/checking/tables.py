@@ -63,6 +63,8 @@ class Table:
     def find(self, keys: np.ndarray, column: str, absent: int) -> np.ndarray:
         """A column's value of each key, [K]; `absent` where the table has no such key."""
         dtype, combine = self.columns[column]
+        order = np.argsort(keys)  # sorted keys meet the same pages of memory one after the other
+        keys = np.asarray(keys)[order]
         found: np.ndarray = np.full(len(keys), absent, dtype=dtype)
         for run in self.runs:
             if len(run["key"]) == 0:
@@ -72,7 +74,9 @@ class Table:
             values = run[column][at]
             seen = here & (found != absent)
             found = np.where(seen, combine(found, values), np.where(here, values, found))
-        return found
+        unsorted = np.empty_like(found)
+        unsorted[order] = found
+        return unsorted
 
     def _merge_last_two(self) -> None:
         last, before = self.runs.pop(), self.runs.pop()

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from rankery.verbs.options import model_options
+
 
 def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
@@ -18,14 +20,24 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--against", nargs="+", metavar="FILE", help="files that must share nothing with the data")
     parser.add_argument("--model", metavar="DIR", help="measure lengths as this model does (default: roughly)")
     parser.add_argument("--max-len", type=int, metavar="N", help="tokens of a pair (default: the model's, else 512)")
-    parser.add_argument("--prompt", metavar="NAME", help="preset of a language model (see docs/prompts.md)")
     parser.add_argument("--min-label", type=float, default=0.0, metavar="L", help="the lowest label (default 0)")
     parser.add_argument("--max-label", type=float, metavar="L", help="the highest; labels outside are problems")
     parser.add_argument(
         "--relevant-above", type=float, metavar="L", help="labels above it are relevant (default: min-label)"
     )
     parser.add_argument("--max-texts", type=int, metavar="N", help="texts of which all is kept (default 4,194,304)")
+    parser.add_argument("--score-with", metavar="DIR", help="a reranker that looks for wrong labels; slow")
+    parser.add_argument(
+        "--score-queries",
+        type=int,
+        metavar="N",
+        default=1000,
+        help="queries that it scores, drawn from the data (default 1000)",
+    )
+    model_options(parser)
+    parser.add_argument("--fix", metavar="OUT", help="write the cleaned data there, and say what was changed")
     parser.add_argument("--json", metavar="FILE", help="the report for programs")
+    parser.add_argument("--html", metavar="FILE", help="the report as a page")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.set_defaults(run=_run)
 
@@ -35,8 +47,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from rankery.data.files import check_new_file
     from rankery.models.folders import write_whole
 
-    if arguments.json:
-        check_new_file(Path(arguments.json), arguments.overwrite)
+    for name in filter(None, (arguments.json, arguments.html)):
+        check_new_file(Path(name), arguments.overwrite)
     report = check(
         arguments.data,
         against=arguments.against or (),
@@ -47,9 +59,19 @@ def _run(arguments: argparse.Namespace) -> int:
         max_label=arguments.max_label,
         relevant_above=arguments.relevant_above,
         max_texts=MAX_TEXTS if arguments.max_texts is None else arguments.max_texts,
+        score_with=arguments.score_with,
+        score_queries=arguments.score_queries,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        fix=arguments.fix,
+        overwrite=arguments.overwrite,
         say=print,
     )
     print(report)
     if arguments.json:
         write_whole(Path(arguments.json), json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    if arguments.html:
+        from rankery.checking.page import check_page
+
+        write_whole(Path(arguments.html), check_page(report))
     return report.status
