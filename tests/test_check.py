@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_rows
+from conftest import SHARED, run_python, write_rows
 
 import rankery
+from rankery.checking.near import QUERIES, Look
 from rankery.checking.report import Report
+from rankery.checking.sketch import band_keys, jaccard, shingles
+from rankery.checking.tables import Table, common
+from rankery.checking.texts import SCRIPTS, characters, keys_of, main_scripts, normalise, rough_tokens
 from rankery.cli import main
 from rankery.errors import InputError
 
@@ -272,3 +276,229 @@ def test_fix_writes_over_nothing(tmp_path: Path) -> None:
     rankery.check(data, fix=tmp_path / "there.jsonl", overwrite=True)
     assert (tmp_path / "there.jsonl").read_bytes() == data.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "there.jsonl"]
+
+
+def test_a_full_table_keeps_a_sample_that_estimates_well() -> None:
+    """The same keys by any order and cut, and counts within four standard errors."""
+    chooser = np.random.default_rng(0)
+    keys = chooser.integers(0, 2**64, 50_000, dtype=np.uint64)
+    keys = np.concatenate([keys, keys[:20_000]])
+    places = np.arange(len(keys))
+    found = []
+    for order, cut in ((places, 7_000), (chooser.permutation(len(keys)), 333)):
+        table = Table(4_000, {"first": ("int64", np.minimum), "times": ("uint32", np.add)})
+        for start in range(0, len(keys), cut):
+            part = order[start : start + cut]
+            table.add(keys[part], first=places[part], times=np.ones(len(part)))
+        rows = table.whole()
+        assert len(rows["key"]) <= 4_000
+        assert table.scale == 16
+        spread = 4 * np.sqrt(50_000 * 15)
+        assert abs(len(rows["key"]) * table.scale - 50_000) < spread
+        assert abs((rows["times"] == 2).sum() * table.scale - 20_000) < spread
+        assert (rows["first"] == table.find(rows["key"], "first", -1)).all()
+        assert (keys[rows["first"]] == rows["key"]).all()
+        found.append(rows)
+    assert all((found[0][name] == found[1][name]).all() for name in found[0])
+    other = Table(100_000, {"first": ("int64", np.minimum)})
+    other.add(keys[:1000], first=places[:1000])
+    here, there, scale = common(table, other)
+    assert scale == 16
+    assert (table.whole()["key"][here] == other.whole()["key"][there]).all()
+    assert abs(len(here) * scale - 1000) < 4 * np.sqrt(1000 * 15)
+    assert table.find(np.array([1, 2], dtype=np.uint64), "first", -1).tolist() == [-1, -1]
+
+
+def test_more_texts_than_are_kept(tmp_path: Path) -> None:
+    rows = clean_rows(2000)
+    for i in range(0, 1600, 2):
+        rows[i + 1]["query"] = rows[i]["query"]
+        rows[i]["neg"].append(rows[i]["neg"][0])
+    report = checked(tmp_path, rows, max_texts=1000)
+    whole = checked(tmp_path, rows)
+    assert "about" in str(report)
+    assert report.scale == 16  # 8,000 documents: halved until at most 1,000 are left, 500 or so
+    for kind, count in (("duplicate_query", 800), ("repeated_document", 800)):
+        found, exact = report.finding(kind), whole.finding(kind)
+        assert found is not None
+        assert exact is not None
+        assert found.is_estimate
+        assert exact.count == count
+        assert abs(found.count - count) < 4 * np.sqrt(count * report.scale)
+    assert checked(tmp_path, rows, max_texts=1000).to_dict() == report.to_dict()
+    with pytest.raises(InputError, match="a larger --max-texts"):
+        checked(tmp_path, rows, max_texts=1000, fix=tmp_path / "clean.jsonl")
+    assert not (tmp_path / "clean.jsonl").exists()
+
+
+def test_sketches_meet_as_often_as_they_should() -> None:
+    """Pairs of a known similarity share a band with the probability 1 - (1 - s^3)^8, and are compared exactly."""
+    chooser = np.random.default_rng(1)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz0123456789"))
+    lefts = ["".join(chooser.choice(letters, 400)) for _ in range(300)]
+    for changed in (20, 100):
+        rights = [text[: 400 - changed] + "".join(chooser.choice(letters, changed)) for text in lefts]
+        keys, runs = band_keys([*lefts, *rights], 5)
+        assert (runs == 396).all()
+        met = (keys[:300] == keys[300:]).any(axis=1).mean()
+        similarity = (396 - changed) / (396 + changed)
+        expected = 1 - (1 - similarity**3) ** 8
+        assert abs(met - expected) < 4 * np.sqrt(expected * (1 - expected) / 300) + 0.01
+        assert jaccard(shingles(lefts[0], 5), shingles(rights[0], 5)) == pytest.approx(similarity)
+    keys, runs = band_keys(["abc", "", "!!!", lefts[0]], 5)
+    assert runs.tolist() == [0, 0, 0, 396]
+
+
+def test_what_is_nearly_equal() -> None:
+    def near(left: str, right: str) -> bool:
+        return Look(left, QUERIES).is_near(Look(right, QUERIES))
+
+    assert near("What is Homebrew for Wii?", "what is homebrew for wii")
+    assert near("blackpink壁纸全屏高清大图", "blackpink壁纸全屏高清图")
+    assert not near("population of france in 2010", "population of france in 2011")
+    assert not near("same text", "Same  text")
+    assert not near("how tall is everest", "how far is the moon")
+
+
+def test_texts() -> None:
+    assert normalise(" Ｆｕｌｌ\u3000Width \n Straße ") == "full width strasse"
+    assert normalise("C++") != normalise("C")
+    assert len(set(keys_of(["a", "b", ""]).tolist())) == 3
+    texts = ["how far is it", "月亮有多远", "カタカナと漢字", "привет", "สวัสดี", "3.14!", "", "한국어"]
+    found = characters(texts)
+    counts = found.script_counts()
+    assert [SCRIPTS[i] for i in main_scripts(counts)] == [
+        "Latin", "Han", "Japanese", "Cyrillic", "Thai", "none", "none", "Hangul",
+    ]  # fmt: skip
+    assert found.words().tolist() == [4, 0, 0, 1, 0, 2, 0, 1]
+    assert rough_tokens(found, counts).tolist() == [6, 5, 7, 2, 6, 3, 0, 2]
+
+
+@pytest.mark.parametrize("max_len", [None, 12])
+def test_lengths_of_a_model_are_those_of_training(tmp_path: Path, config: dict, max_len: int | None) -> None:
+    from rankery.data.encoding import encode, open_encoded
+    from rankery.data.records import LabelRange
+
+    folder = rankery.train(config, epochs=1, val_dataset=None)
+    model = rankery.CrossEncoder.from_pretrained(folder, device="cpu")
+    if max_len is not None:
+        model.set_max_len(max_len)
+    data = Path(config["train_dataset"])
+    encode([data], model.tokenizer, model.template, LabelRange(), tmp_path / "cache")
+    pairs = open_encoded(tmp_path / "cache", model.template, LabelRange(), [data])
+    positive = np.asarray(pairs.arrays["label"]) > 0
+    whole = (
+        pairs.arrays["query_length"][pairs.arrays["pair_query"]]
+        + pairs.arrays["document_length"]
+        + model.template.specials
+    )[positive]
+    lengths = rankery.check(data, model=str(folder), max_len=max_len).lengths
+    assert lengths is not None
+    assert lengths.max_len == (max_len or config["max_len"])
+    assert lengths.positives == positive.sum()
+    assert lengths.cut == (whole > lengths.max_len).sum()
+    assert (lengths.cut > 0) == (max_len is not None)
+    assert lengths.quantiles["positives"][-1] == whole.max()
+
+
+def test_lengths_of_models_that_rankery_did_not_save(bert: Path, llama: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", clean_rows())
+    for model, prompt, specials in ((bert, None, 3), (llama, "bge-reranker-v2-gemma", 20)):
+        lengths = rankery.check(data, model=str(model), prompt=prompt).lengths
+        assert lengths is not None
+        assert lengths.max_len == 128
+        assert lengths.quantiles["positives"][-1] > lengths.quantiles["documents"][-1] + specials
+    with pytest.raises(InputError, match="no such folder"):
+        rankery.check(data, model="./nowhere")
+    with pytest.raises(InputError, match="max_len is 3"):
+        rankery.check(data, model=str(bert), max_len=3)
+
+
+def test_a_model_doubts_labels(tmp_path: Path, config: dict) -> None:
+    """What a trained model doubts is what its own scores say, of the documents of the queries that it is shown."""
+    folder = rankery.train(config, epochs=8, val_dataset=None)
+    model = rankery.CrossEncoder.from_pretrained(folder)
+    rows = [json.loads(line) for line in Path(config["train_dataset"]).read_text().splitlines()]
+    for row in rows[:4]:  # swapped labels
+        row["pos"], row["neg"][0] = [row["neg"][0]], row["pos"][0]
+    expected = {"negatives": 0, "positives": 0}
+    for row in rows:
+        scores = model.compute_score([(row["query"], text) for text in row["pos"] + row["neg"]]).tolist()
+        expected["negatives"] += sum(score > scores[0] for score in scores[1:])
+        expected["positives"] += scores[0] < np.median(scores[1:])
+    report = checked(tmp_path, rows, score_with=str(folder))
+    found = {kind: report.finding(kind) for kind in ("false_negative_by_model", "wrong_positive_by_model")}
+    assert {kind: finding.count if finding else 0 for kind, finding in found.items()} == {
+        "false_negative_by_model": expected["negatives"], "wrong_positive_by_model": expected["positives"],
+    }  # fmt: skip
+    assert expected["negatives"] >= 4
+    finding = checked(tmp_path, rows, score_with=str(folder), score_queries=5).finding("false_negative_by_model")
+    assert finding is None or finding.of == 15
+    scored = [{"query": "q", "pos": ["a", "b"], "pos_scores": [0.2, 0.7]}]
+    with pytest.raises(InputError, match="--relevant-above"):
+        checked(tmp_path, scored, score_with=str(folder))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = clean_rows()
+    data = str(write_rows(tmp_path / "data.jsonl", rows))
+    assert main(["check", data]) == 0
+    rows[3]["neg"].append(rows[3]["pos"][0])
+    write_rows(tmp_path / "data.jsonl", rows)
+    page, result = tmp_path / "report.html", tmp_path / "report.json"
+    words = ["check", data, "--html", str(page), "--json", str(result), "--fix", str(tmp_path / "clean.jsonl")]
+    assert main(words) == 1
+    printed = capsys.readouterr().out
+    assert "! 1 of 49 (2%) documents are both relevant and not relevant to the same query" in printed
+    assert "data.jsonl:4" in printed
+    found = json.loads(result.read_text())
+    assert (found["status"], found["pairs"], found["findings"][0]["kind"]) == (1, 49, "contradiction")
+    assert found["fixed"]["log"] == [
+        f"{data}:4, document 5: documents left out: the same query has them with a higher label"
+    ]
+    assert rows[3]["pos"][0][:60] in page.read_text()
+    assert main(words) == 2
+    assert "is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 1
+
+
+def test_damaged_and_odd_files(tmp_path: Path) -> None:
+    rows = clean_rows(300)
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    report = rankery.check(tmp_path / "cut.jsonl.gz", fix=tmp_path / "clean.jsonl")
+    assert report.status == 2
+    assert "cannot be read" in report.problems[0]
+    assert 0 < report.lines < 300
+    assert len((tmp_path / "clean.jsonl").read_text().splitlines()) == report.lines
+    (tmp_path / "blank.jsonl").write_text("\n \n")
+    assert rankery.check(tmp_path / "blank.jsonl").problems[0].endswith('"content", "label"}]}')
+    with pytest.raises(InputError, match="does not exist"):
+        rankery.check(tmp_path / "nowhere.jsonl")
+    with pytest.raises(InputError, match="max_label is 0"):
+        rankery.check(tmp_path / "blank.jsonl", max_label=0)
+
+
+def test_no_model_and_no_torch_is_loaded_without_need(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", clean_rows())
+    code = "import sys, rankery; print(rankery.check(sys.argv[1]).status); assert not {'torch', 'transformers'} & set(sys.modules)"
+    done = run_python(code, str(data))
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
+def test_real_data() -> None:
+    """What is known to be in real data, counted by other means."""
+    report = rankery.check(
+        SHARED / "t2ranking_sample/t2rank_100.jsonl", against=SHARED / "t2ranking_sample/t2rank_100.small.jsonl"
+    )
+    rows = [json.loads(line) for line in (SHARED / "t2ranking_sample/t2rank_100.jsonl").open(encoding="utf-8")]
+    both = sum(len({normalise(t) for t in row["pos"]} & {normalise(t) for t in row["neg"]}) for row in rows)
+    counts = {finding.kind: finding.count for finding in report.findings}
+    assert counts["contradiction"] == both > 0
+    assert counts["leaked_query"] == 11
+    graded = rankery.check(SHARED / "mediqa2019_qa/train.jsonl", max_label=3)
+    rows = [json.loads(line) for line in (SHARED / "mediqa2019_qa/train.jsonl").open(encoding="utf-8")]
+    counts = {finding.kind: finding.count for finding in graded.findings}
+    assert counts["no_positive"] == sum(max(row["pos_scores"]) == 0 for row in rows)
+    assert counts["no_negative"] == sum(min(row["pos_scores"]) > 0 for row in rows)

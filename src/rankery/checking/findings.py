@@ -209,7 +209,8 @@ def near_drafts(scan: Scan, found: dict[str, NearPairs], against: Scan | None) -
         kinds["near_leaked_document"] = (False, distinct(against, "documents"), "different documents of the other files are nearly equal to one of the data", "document")  # fmt: skip
     for kind, (matters, of, what, shown) in kinds.items():
         if found[kind].pairs:
-            finding = _finding(kind, matters, found[kind].count, of, what, "", found[kind].is_estimate)
+            advice = "probably relevant too: look at some" if kind == "near_contradiction" else ""
+            finding = _finding(kind, matters, found[kind].count, of, what, advice, found[kind].is_estimate)
             yield finding, list(found[kind].pairs[:SHOWN]), shown
 
 

@@ -34,8 +34,6 @@ def check_page(report: Report) -> str:
 
 def _summary(report: Report) -> Html:
     rows: list[tuple[object, object]] = [
-        ("files", ", ".join(report.files)),
-        *([("against", ", ".join(report.against))] if report.against else []),
         ("lines", report.lines),
         ("queries", report.queries),
         ("pairs", report.pairs),
@@ -44,7 +42,12 @@ def _summary(report: Report) -> Html:
         ("findings that matter", sum(finding.matters for finding in report.findings)),
     ]
     sampled = f'Figures with "about" are from one text in {report.scale}.' if report.scale > 1 else ""
-    return join(facts(rows), *([paragraph(sampled, note=True)] if sampled else []))
+    named = [
+        f"Data: {', '.join(report.files)}.",
+        f"Against: {', '.join(report.against)}." if report.against else "",
+        sampled,
+    ]
+    return join(facts(rows), *[paragraph(line, note=True) for line in named if line])
 
 
 def _problems(report: Report) -> Html:

@@ -67,11 +67,11 @@ def _run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         say=print,
     )
-    print(report)
     if arguments.json:
         write_whole(Path(arguments.json), json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
     if arguments.html:
         from rankery.checking.page import check_page
 
         write_whole(Path(arguments.html), check_page(report))
+    print(report)  # last: whoever reads the first lines only still gets the files
     return report.status
