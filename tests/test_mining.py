@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shutil
 import sys
@@ -434,6 +435,10 @@ def test_bad_input_is_said_before_anything_is_written(
     assert "teacher_margin is 2.0" in said("--teacher", str(bert), "--teacher-margin", "2")
     assert "nowhere.jsonl: does not exist" in said("--corpus", "nowhere.jsonl")
     assert "which is the input" in said(output=data)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "no file that could be replaced" in said("--overwrite", output=pipe)
+    assert pipe.is_fifo()
     existing = write_rows(tmp_path / "there.jsonl", [])
     assert "there already" in said(output=existing)
     broken = tmp_path / "broken.jsonl"

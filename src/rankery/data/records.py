@@ -58,6 +58,9 @@ class LabelRange:
     needed: bool = True  # False: {"query", "documents"} lines are read too, and no positive has to be among the labels
 
 
+ANY_LABEL = LabelRange(strict=False, needed=False)  # of data that is read for its texts
+
+
 @dataclass
 class DataSummary:
     """What a data set holds, counted in one pass."""

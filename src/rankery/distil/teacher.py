@@ -23,14 +23,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rankery.data.files import content_digest, expand_paths
-from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
+from rankery.data.files import content_digest, expand_paths, written_whole
+from rankery.data.records import ANY_LABEL, QueryRecord, check_records, read_records
 from rankery.distil.store import Store, pair_key, teacher_digest
 from rankery.errors import InputError
 from rankery.models.reranker import Reranker
 
 BLOCK_PAIRS = 512  # a kill costs the scores of at most so many pairs (and one query's)
-ANY_LABEL = LabelRange(strict=False, needed=False)
 META_FILE = "meta.json"
 SAID_EVERY_S = 30.0  # without a terminal, a line of progress
 
@@ -163,6 +162,8 @@ def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """
     if output.is_dir():
         raise InputError(f"output is {output}, a folder; expected the name of a file to write")
+    if output.exists() and not output.is_file():
+        raise InputError(f"output is {output}, which is no file that could be replaced; choose another name")
     if output.exists() and any(output.samefile(path) for path in inputs):
         raise InputError(f"output is {output}, which is the input; choose another file")
     if output.exists() and not overwrite:
@@ -242,28 +243,19 @@ def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str
 
 def _assemble(folder: Path, paths: Sequence[Path], output: Path) -> None:
     """The output from its parts."""
-    aside = output.with_name(f".tmp-{output.name}-{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
-                logits, at = np.fromfile(_part(folder, index), dtype="<f4"), 0
-                for query, documents in block:
-                    values = logits[at : at + len(documents)]
-                    at += len(documents)
-                    row = {
-                        "query": query,
-                        "pos": documents,
-                        "pos_scores": [float(f"{value:.7g}") for value in torch.from_numpy(values).sigmoid().tolist()],
-                        "pos_logits": [float(f"{value:.7g}") for value in values.tolist()],
-                    }
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(output)
-    except OSError as error:
-        raise InputError(f"{output}: could not be written: {error}; make room, then start again: it goes on") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(output) as file:
+        for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
+            logits, at = np.fromfile(_part(folder, index), dtype="<f4"), 0
+            for query, documents in block:
+                values = logits[at : at + len(documents)]
+                at += len(documents)
+                row = {
+                    "query": query,
+                    "pos": documents,
+                    "pos_scores": [float(f"{value:.7g}") for value in torch.from_numpy(values).sigmoid().tolist()],
+                    "pos_logits": [float(f"{value:.7g}") for value in values.tolist()],
+                }
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -50,16 +50,17 @@ class Bm25:
         rows = [array("i", [number(token, len(self.vocabulary)) for token in bm25_tokens(text)]) for text in documents]
         self.size = len(rows)
         self.mean_length = sum(map(len, rows)) / max(self.size, 1)
-        self.index = bm25s.BM25(method="lucene", k1=K1, b=B)
+        index = bm25s.BM25(method="lucene", k1=K1, b=B, csc_backend="scipy")  # sorts nothing: less memory
         if self.vocabulary:
-            self.index.index((rows, dict(self.vocabulary)), show_progress=False)
+            index.index((rows, self.vocabulary), create_empty_token=False, show_progress=False)
+            self.postings, self.weights, self.starts = (index.scores[name] for name in ("indices", "data", "indptr"))
 
     def scores(self, query: str) -> np.ndarray:
         """Of every document, [documents] float32."""
         scores: np.ndarray = np.zeros(self.size, dtype=np.float32)
         for token in self._known(query):
-            at = self._postings(token)
-            scores[self.index.scores["indices"][at]] += self.index.scores["data"][at]  # a document is there once
+            at = slice(self.starts[token], self.starts[token + 1])
+            scores[self.postings[at]] += self.weights[at]  # a document is there once
         return scores
 
     def score_texts(self, query: str, texts: Sequence[str]) -> np.ndarray:
@@ -70,18 +71,13 @@ class Bm25:
             tokens = [self.vocabulary.get(token, -1) for token in bm25_tokens(text)]
             norm = K1 * (1 - B + B * len(tokens) / max(self.mean_length, 1e-9))
             for token in known:
-                times, at = tokens.count(token), self._postings(token)
-                containing = at.stop - at.start
+                times, containing = tokens.count(token), int(self.starts[token + 1] - self.starts[token])
                 idf = np.log(1 + (self.size - containing + 0.5) / (containing + 0.5))
                 scores[i] += idf * times / (times + norm) if times else 0.0
         return scores
 
     def _known(self, query: str) -> list[int]:
         return [self.vocabulary[token] for token in bm25_tokens(query) if token in self.vocabulary]
-
-    def _postings(self, token: int) -> slice:
-        starts = self.index.scores["indptr"]
-        return slice(int(starts[token]), int(starts[token + 1]))
 
 
 class MeanEncoder:

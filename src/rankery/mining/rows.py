@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rankery.data.files import numbered_lines
-from rankery.data.records import MAX_COLLECTED, LabelRange, QueryRecord, is_text, parse_line
+from rankery.data.records import ANY_LABEL, MAX_COLLECTED, LabelRange, QueryRecord, is_text, parse_line
 from rankery.errors import InputError
 
-ANY_LABEL = LabelRange(strict=False, needed=False)
 CORPUS_SHAPES = '{"text"} or {"document"} objects, strings, lists of strings, or lines of training data'
 GIVEN = "given"  # where a negative came from that was in the data
 
