@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate, islice
 from pathlib import Path
 
 from memory import Peak, anonymous_memory
@@ -55,15 +56,10 @@ def write(path: Path, size: int, shape: str) -> tuple[Path, int]:
     """A file of about so many bytes, and how many pairs it has."""
     chooser = random.Random(0)
     vocabulary = ["".join(chooser.choices(LETTERS, range(52, 0, -2), k=chooser.randint(2, 9))) for _ in range(20_000)]
-    weights = [1 / (rank + 10) for rank in range(len(vocabulary))]
-    stock: list[str] = []  # words, drawn in one go: drawing one by one would take longer than the check
+    stock = _stock(chooser, vocabulary)
 
     def text(words: int) -> str:
-        nonlocal stock
-        if len(stock) < words:
-            stock = chooser.choices(vocabulary, weights, k=100_000)
-        taken, stock = stock[-words:], stock[:-words]
-        return " ".join(taken)
+        return " ".join(islice(stock, words))
 
     written = pairs = 0
     with path.open("w", encoding="utf-8") as file:
@@ -77,7 +73,14 @@ def write(path: Path, size: int, shape: str) -> tuple[Path, int]:
     raise AssertionError
 
 
-def _rows(shape: str, text, chooser: random.Random) -> Iterator[dict]:  # type: ignore[no-untyped-def]
+def _stock(chooser: random.Random, vocabulary: list[str]) -> Iterator[str]:
+    """Words for ever, the first ones often; drawn many at a time, which is quick."""
+    totals = list(accumulate(1 / (rank + 10) for rank in range(len(vocabulary))))
+    while True:
+        yield from chooser.choices(vocabulary, cum_weights=totals, k=100_000)
+
+
+def _rows(shape: str, text: Callable[[int], str], chooser: random.Random) -> Iterator[dict]:
     recent = [text(50)]
     number = 0
     while True:

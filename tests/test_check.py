@@ -25,8 +25,9 @@ def clean_rows(count: int = 12, start: int = 0) -> list[dict]:
     chooser = np.random.default_rng(start)
 
     def text(words: int) -> str:
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        return " ".join("".join(chooser.choice(list(letters), chooser.integers(3, 9))) for _ in range(words))
+        return " ".join(
+            chooser.integers(97, 123, size, np.uint8).tobytes().decode() for size in chooser.integers(3, 9, words)
+        )
 
     return [{"query": text(6), "pos": [text(25)], "neg": [text(25), text(25), text(25)]} for _ in range(count)]
 
@@ -68,6 +69,11 @@ def planted(kind: str, rows: list[dict]) -> dict:
         third["pos"] = []
     elif kind == "no_negative":
         third["neg"] = []
+    elif kind == "all_relevant":
+        for row in rows:
+            row |= {"pos": row["pos"] + row.pop("neg"), "pos_scores": [2, 1, 0, 0]}
+        third["pos_scores"] = [2, 1, 1, 1]
+        return {"max_label": 2}
     elif kind == "one_score":
         for row in rows:
             row |= {"pos": row["pos"] + row.pop("neg"), "pos_scores": [0.9, 0.5, 0.25, 0.1]}
@@ -108,6 +114,7 @@ ALONE = (
     "empty_query", "empty_document", "duplicate_query", "repeated_document", "contradiction", "different_labels", "no_positive",
     "no_negative", "one_score", "near_query", "near_document", "shared_document", "cut_positive", "false_negative", "wrong_positive",
     "label_range",
+    "all_relevant",
 )  # fmt: skip
 TOGETHER = {  # what cannot be planted alone
     "near_contradiction": {"near_contradiction", "near_document"},
@@ -262,6 +269,22 @@ def test_fix_of_pairs_keeps_the_highest_label_of_any_line(tmp_path: Path) -> Non
     assert report.fixed["lines"] == 2
 
 
+def test_fix_holds_a_bounded_part_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is written in several lines; no document is lost."""
+    monkeypatch.setattr("rankery.checking.fix.HELD_CHARACTERS", 2000)
+    rows = clean_rows(12)
+    for i in range(6):
+        rows[i + 6]["query"] = rows[i]["query"]
+    report = checked(tmp_path, rows, fix=tmp_path / "clean.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
+    assert 6 < len(found) <= 12
+    assert sorted(t for row in found for t in row["pos"] + row["neg"]) == sorted(
+        t for row in rows for t in row["pos"] + row["neg"]
+    )
+    assert report.fixed is not None
+    assert report.fixed["changes"]["times that queries in many lines were written before their last line"] > 0
+
+
 def test_fix_writes_over_nothing(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data.jsonl", clean_rows())
     (tmp_path / "there.jsonl").write_text("mine")
@@ -310,14 +333,14 @@ def test_a_full_table_keeps_a_sample_that_estimates_well() -> None:
 
 
 def test_more_texts_than_are_kept(tmp_path: Path) -> None:
-    rows = clean_rows(2000)
+    rows = clean_rows(2200)
     for i in range(0, 1600, 2):
         rows[i + 1]["query"] = rows[i]["query"]
         rows[i]["neg"].append(rows[i]["neg"][0])
     report = checked(tmp_path, rows, max_texts=1000)
     whole = checked(tmp_path, rows)
     assert "about" in str(report)
-    assert report.scale == 16  # 8,000 documents: halved until at most 1,000 are left, 500 or so
+    assert report.scale == 16  # 8,800 documents: halved until at most 1,000 are left, 550 or so
     for kind, count in (("duplicate_query", 800), ("repeated_document", 800)):
         found, exact = report.finding(kind), whole.finding(kind)
         assert found is not None
@@ -475,6 +498,8 @@ def test_damaged_and_odd_files(tmp_path: Path) -> None:
     assert rankery.check(tmp_path / "blank.jsonl").problems[0].endswith('"content", "label"}]}')
     with pytest.raises(InputError, match="does not exist"):
         rankery.check(tmp_path / "nowhere.jsonl")
+    with pytest.raises(InputError, match="max_label is not given; expected more than min_label"):
+        rankery.check(tmp_path / "blank.jsonl", min_label=1)
     with pytest.raises(InputError, match="max_label is 0"):
         rankery.check(tmp_path / "blank.jsonl", max_label=0)
 
@@ -501,4 +526,4 @@ def test_real_data() -> None:
     rows = [json.loads(line) for line in (SHARED / "mediqa2019_qa/train.jsonl").open(encoding="utf-8")]
     counts = {finding.kind: finding.count for finding in graded.findings}
     assert counts["no_positive"] == sum(max(row["pos_scores"]) == 0 for row in rows)
-    assert counts["no_negative"] == sum(min(row["pos_scores"]) > 0 for row in rows)
+    assert counts["no_negative"] + counts["all_relevant"] == sum(min(row["pos_scores"]) > 0 for row in rows)

@@ -33,6 +33,8 @@ PAGES = [
         "CONTRIBUTING.md",
         "docs/benchmarks.md",
         "docs/calibration.md",
+        "docs/check.md",
+        "docs/data.md",
         "docs/decisions.md",
         "docs/engines.md",
         "docs/mining.md",
@@ -262,6 +264,15 @@ def test_commands_of_the_guides_run(workplace: Path) -> None:
     shutil.rmtree(workplace / "output")
     run_block("torchrun --nproc_per_node 2 train_reranker.py --config config/training_bert.yaml", workplace)
     assert (workplace / "output/training_bert/model/rankery.json").is_file()
+
+
+def test_commands_of_the_check_guide_run(workplace: Path) -> None:
+    """On the example data as it ships, which has nothing that matters."""
+    for language, text in blocks("docs/check.md"):
+        (workplace / "snippet.py").write_text(text, encoding="utf-8")
+        run_block("python snippet.py" if language == "python" else text, workplace)
+    assert (workplace / "output/check.html").is_file()
+    assert (workplace / "output/clean.jsonl").read_bytes() == (EXAMPLES / "lines.jsonl").read_bytes()
 
 
 @pytest.mark.slow

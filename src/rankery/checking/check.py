@@ -2,8 +2,8 @@
 
     scan data -> scan the other files -> lengths, tables -> compare candidates -> findings -> Report
 
-Contract: never changes its input; the same files give the same report. Memory is bounded by `max_texts` (some 250 MB per million of
-distinct texts, until it is reached), whatever the size of the files.
+Contract: never changes its input; the same files give the same report. Memory is bounded by `max_texts` (1 GB at the
+default; figures in docs/check.md), whatever the size of the files.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from rankery.checking.findings import compare, draft, illustrated, near_drafts, 
 from rankery.checking.fix import check_fix
 from rankery.checking.fix import fix as write_fixed
 from rankery.checking.lengths import measure
-from rankery.checking.near import DOCUMENTS, QUERIES, Candidates
+from rankery.checking.near import DOCUMENTS, QUERIES
 from rankery.checking.places import Files
 from rankery.checking.report import PROBLEMS_KEPT, Report
-from rankery.checking.scan import Scan
+from rankery.checking.scan import OtherScan, Scan
 from rankery.checking.scoring import judged
 from rankery.checking.texts import SCRIPTS
 from rankery.data.files import expand_paths
@@ -75,12 +75,13 @@ def check(
     Raises:
         InputError: files that are not there, a model that cannot be read, arguments out of range, a `fix` that is there.
     """
-    check_whole("max_texts", max_texts, least=1000)
-    check_whole("max_len", max_len)
-    check_whole("score_queries", score_queries)
-    if max_label is not None and max_label <= min_label:
-        raise InputError(f"max_label is {max_label:g}; expected more than min_label ({min_label:g})")
-    labels = LabelRange(min_label, 1.0 if max_label is None else max_label, strict=max_label is not None)
+    for name, value, least in (
+        ("max_texts", max_texts, 1000),
+        ("max_len", max_len, 1),
+        ("score_queries", score_queries, 1),
+    ):
+        check_whole(name, value, least)
+    labels = _range(min_label, max_label)
     files, others = expand_paths(data), expand_paths(against) if against else []
     if fix is not None:
         check_fix(Path(fix), [*files, *others], overwrite)
@@ -95,48 +96,29 @@ def check(
         if say is not None:
             say(problem)
 
-    above = min_label if relevant_above is None else relevant_above
-    places = Files()
-    scan = Scan(places, labels, above, max_texts, lengths)
-    for path in files:
-        scan.read(path, note)
-    scan.flush()
+    scan = Scan(Files(), labels, min_label if relevant_above is None else relevant_above, max_texts, lengths)
+    scan.read(files, note)
     scan.is_soft = scan.is_soft and relevant_above is None
     if scan.is_soft and reranker is not None:
         raise InputError(
             "score_with doubts labels, but the data has scores; expected --relevant-above: which of them are relevant"
         )
-    other = Other(places, labels, above, max_texts, scan) if others else None
-    for path in others:
-        assert other is not None
-        other.read(path, note)
+    other = OtherScan(scan) if others else None
     if other is not None:
-        other.flush()
+        other.read(others, note)
     _describe(report, scan)
     doubts = judged(reranker, files, scan, score_queries) if reranker is not None else None
-    _find(report, scan, other, places, labels, doubts)
+    _find(report, scan, other, doubts)
     if fix is not None:
         report.fixed = write_fixed(files, Path(fix), scan, other)
     return report
 
 
-class Other(Scan):
-    """A scan of files that must share nothing with the data: keys, and who is like a text of the data."""
-
-    def __init__(self, files: Files, labels: LabelRange, relevant_above: float, capacity: int, data: Scan):
-        super().__init__(files, labels, relevant_above, capacity, None)
-        self.data = data
-        self.near_leaks = {"query": Candidates(), "document": Candidates()}
-
-    def _sketch_queries(self, texts: list[str], places) -> None:  # type: ignore[no-untyped-def]
-        keys, long = self.data.near_queries.sketches(texts)
-        self.data.near_queries.look(keys[long], places[long], self.near_leaks["query"])
-
-    def _sketch_documents(self, texts: list[str], keys, places, groups, relevant) -> None:  # type: ignore[no-untyped-def]
-        sketches, long = self.data.near_documents.sketches(texts)
-        new = long & (self.documents.find(keys, "first", (1 << 63) - 1) >= places)
-        new &= self.data.documents.find(keys, "first", -1) < 0
-        self.data.near_documents.look(sketches[new], places[new], self.near_leaks["document"])
+def _range(min_label: float, max_label: float | None) -> LabelRange:
+    if (1.0 if max_label is None else max_label) <= min_label:
+        got = "not given" if max_label is None else f"{max_label:g}"
+        raise InputError(f"max_label is {got}; expected more than min_label ({min_label:g})")
+    return LabelRange(min_label, 1.0 if max_label is None else max_label, strict=max_label is not None)
 
 
 def _describe(report: Report, scan: Scan) -> None:
@@ -174,9 +156,7 @@ def _opened(name: str | None, prompt: str | None, device: str | None, dtype: str
     return open_reranker(name, prompt, device=device, dtype=dtype)
 
 
-def _find(
-    report: Report, scan: Scan, other: Other | None, places: Files, labels: LabelRange, doubts: Doubts | None
-) -> None:
+def _find(report: Report, scan: Scan, other: OtherScan | None, doubts: Doubts | None) -> None:
     candidates = {
         "near_query": scan.near_queries.candidates,
         "near_document": scan.near_documents.candidates,
@@ -185,8 +165,8 @@ def _find(
     if other is not None:
         candidates |= {f"near_leaked_{kind}": those for kind, those in other.near_leaks.items()}
     kinds = {name: QUERIES if name.endswith("query") else DOCUMENTS for name in candidates}
-    found = compare(places, labels, candidates, kinds)
+    found = compare(scan.files, scan.labels, candidates, kinds)
     drafts = [*draft(scan, other, report.lengths), *near_drafts(scan, found, other)]
     if doubts is not None:
         drafts += of_doubts(doubts, "the model", "_by_model")
-    report.findings = illustrated(drafts, places, labels)
+    report.findings = illustrated(drafts, scan.files, scan.labels)

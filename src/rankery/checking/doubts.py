@@ -25,11 +25,11 @@ class Doubts:
         self.negatives, self.positives = Tally(), Tally()
         self.judged = {"negatives": 0, "positives": 0}
 
-    def add(self, record: QueryRecord, row: dict[str, Any], place: int) -> None:
-        """A record, the JSON object that it was read from, and the place of its line."""
+    def add(self, record: QueryRecord, row: dict[str, Any], place: int, relevant: Sequence[bool]) -> None:
+        """A record, the JSON object that it was read from, the place of its line, the relevance of its documents."""
         scores = teacher_scores(record, row)
         if scores is not None:
-            self.judge(scores, _relevance(record), [place + min(i, DOCUMENTS - 1) for i in range(len(scores))])
+            self.judge(scores, relevant, [place + min(i, DOCUMENTS - 1) for i in range(len(scores))])
 
     def judge(self, scores: Sequence[float], relevant: Sequence[bool], places: Sequence[int]) -> None:
         """One query's documents: a teacher's scores, their relevance, their places, [documents] each."""
@@ -59,12 +59,6 @@ def teacher_scores(record: QueryRecord, row: dict[str, Any]) -> list[float] | No
 
 def _has_labels(record: QueryRecord) -> bool:
     return bool(record.negatives) or all(label.is_integer() for label in record.labels)
-
-
-def _relevance(record: QueryRecord) -> list[bool]:
-    if record.negatives:
-        return [i < len(record.documents) - record.negatives for i in range(len(record.documents))]
-    return [label > 0 for label in record.labels]
 
 
 def _numbers(values: Any) -> list[float]:

@@ -116,24 +116,19 @@ def _of_queries(scan: Scan) -> Iterator[Draft]:
         finding = _finding("duplicate_query", True, count, scan.lines, what, advice, scale > 1)
         yield finding, _spans(rows, again), "query"
     answered = np.isfinite(rows["low"])
-    flat = answered & (rows["low"] == rows["high"])
+    alike = rows["low"] == rows["high"]
+    above = rows["low"] > scan.relevant_above
     kinds = [
-        ("no_positive", rows["high"] <= scan.relevant_above, "queries have no relevant document", "ranking losses and metrics pass over them; add one, or leave them out"),
-        ("no_negative", rows["low"] > scan.relevant_above, "queries have no document that is not relevant", "ranking losses learn nothing from them; add some, or set --relevant-above"),
+        ("no_positive", True, rows["high"] <= scan.relevant_above, "queries have no relevant document", "metrics pass over them; add one, or leave them out"),
+        ("no_negative", True, above & alike, "queries have relevant documents only, all of one label", "there is nothing to rank; add others, or set --relevant-above"),
+        ("all_relevant", False, above & ~alike, "queries have relevant documents only, of several labels", ""),
     ]  # fmt: skip
     if scan.is_soft:
-        kinds = [
-            (
-                "one_score",
-                flat,
-                "queries have documents of one and the same score",
-                "ranking losses learn nothing from them",
-            )
-        ]
-    for kind, chosen, what, advice in kinds:
+        kinds = [("one_score", True, alike, "queries have documents of one score only", "there is nothing to rank")]
+    for kind, matters, chosen, what, advice in kinds:
         chosen = chosen & answered
         if chosen.any():
-            finding = _finding(kind, True, int(chosen.sum()) * scale, of, what, advice, scale > 1)
+            finding = _finding(kind, matters, int(chosen.sum()) * scale, of, what, advice, scale > 1)
             yield finding, [(int(place),) for place in np.sort(rows["first"][chosen])[:SHOWN]], "query"
 
 
@@ -250,7 +245,7 @@ def _example(places: Iterable[int], shown: list[str], texts: dict[int, dict[str,
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))  # no terminal commands
     return line if len(text) <= TEXT else line[:TEXT] + "..."
 
 

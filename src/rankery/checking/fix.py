@@ -58,6 +58,7 @@ def fix(paths: Sequence[Path], output: Path, scan: Scan, against: Scan | None) -
             f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger --max-texts"
         )
     fixer = Fixer(scan, against)
+    output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".tmp-{output.name}-{os.getpid()}")
     try:
         with _opened(aside, output.name) as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Chunk:
 
 
 class Scan:
-    """What a data set holds; `add` records, then `finish`."""
+    """What a data set holds."""
 
     def __init__(self, files: Files, labels: LabelRange, relevant_above: float, capacity: int, lengths: Measure | None):
         self.files, self.labels, self.relevant_above, self.lengths = files, labels, relevant_above, lengths
@@ -58,7 +58,7 @@ class Scan:
         self.documents = Table(capacity, {"first": SPAN["first"], **ASKED})
         self.near_queries, self.near_documents = near.Near(capacity, near.QUERIES), near.Near(capacity, near.DOCUMENTS)
         self.opposite = near.Candidates()
-        self.lines = self.pair_count = self.problem_count = 0
+        self.lines = self.pair_count = 0
         self.shapes: Counter[str] = Counter()
         self.label_counts: Counter[float] = Counter()
         self.is_soft = False  # some labels are scores: no line is drawn between relevant and not
@@ -69,8 +69,13 @@ class Scan:
         self.doubts = Doubts()
         self.chunk = Chunk()
 
-    def read(self, path: Path, say: Callable[[str], object]) -> None:
-        """Adds all records of a file; each problem of a line goes to `say`, and the line is left out."""
+    def read(self, paths: Sequence[Path], say: Callable[[str], object]) -> None:
+        """Adds all records of files; each problem of a line goes to `say`, and the line is left out."""
+        for path in paths:
+            self._read(path, say)
+        self.flush()
+
+    def _read(self, path: Path, say: Callable[[str], object]) -> None:
         self.files.open(path)
         before = self.lines
         try:
@@ -82,18 +87,14 @@ class Scan:
                 except InputError as error:
                     self.files.place(number)
                     for problem in error.problems:
-                        self._problem(problem, say)
+                        say(problem)
                     continue
                 self.add(record, row)
         except (OSError, EOFError, zlib.error) as error:
-            self._problem(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip", say)
+            say(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip")
             return
         if self.lines == before:
-            self._problem(f"{path}: is empty; expected one JSON object a line: {SHAPES}", say)
-
-    def _problem(self, problem: str, say: Callable[[str], object]) -> None:
-        self.problem_count += 1
-        say(problem)
+            say(f"{path}: is empty; expected one JSON object a line: {SHAPES}")
 
     def add(self, record: QueryRecord, row: dict[str, Any]) -> None:
         """One record, and the JSON object that it was read from."""
@@ -102,7 +103,7 @@ class Scan:
         self.pair_count += count
         grades = grades_of(record)
         self._count_labels(record, row, grades)
-        self.doubts.add(record, row, place)
+        self.doubts.add(record, row, place, [grade > self.relevant_above for grade in grades])
         chunk.owner += [len(chunk.queries)] * count
         chunk.queries.append(record.query)
         chunk.query_places.append(place)
@@ -215,6 +216,27 @@ class Scan:
             self.crossing.note(int(places[i]))
         if self.lengths is not None:
             self.lengths.add_rough(tokens["queries"], tokens["documents"], owner, relevant)
+
+
+class OtherScan(Scan):
+    """A scan of files that must share nothing with the data that was scanned: keys, and who is like a text of the data."""
+
+    def __init__(self, data: Scan):
+        super().__init__(data.files, data.labels, data.relevant_above, data.pairs.capacity, None)
+        self.data = data
+        self.near_leaks = {"query": near.Candidates(), "document": near.Candidates()}
+
+    def _sketch_queries(self, texts: list[str], places: np.ndarray) -> None:
+        keys, long = self.data.near_queries.sketches(texts)
+        self.data.near_queries.look(keys[long], places[long], self.near_leaks["query"])
+
+    def _sketch_documents(
+        self, texts: list[str], keys: np.ndarray, places: np.ndarray, groups: np.ndarray, relevant: np.ndarray
+    ) -> None:
+        sketches, long = self.data.near_documents.sketches(texts)
+        new = long & (self.documents.find(keys, "first", near.ABSENT) >= places)
+        new &= self.data.documents.find(keys, "first", near.ABSENT) == near.ABSENT
+        self.data.near_documents.look(sketches[new], places[new], self.near_leaks["document"])
 
 
 def grades_of(record: QueryRecord) -> list[float]:

@@ -67,6 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         say=print,
     )
+    for name in filter(None, (arguments.json, arguments.html)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
     if arguments.json:
         write_whole(Path(arguments.json), json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
     if arguments.html:
