@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import visit
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rankery.report.axes import axis, log_ticks, round_ticks, tick_label
@@ -129,6 +129,9 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert widths[1] == pytest.approx(2 * widths[0], abs=0.1)
 
 
+@example([1.0, 2e-309], True)
+@example([0.0, 5e-324], False)
+@example([1.0, 1.0 + 2**-52], False)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=9), st.booleans())
 def test_every_value_stands_on_its_axis(values: list[float], is_log: bool) -> None:
     across = axis(values, 50.0, 400.0, is_log=is_log)

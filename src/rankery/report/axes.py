@@ -13,6 +13,7 @@ from rankery.report.page import Html, element
 
 WIDTH, HEIGHT = 480.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 74.0, 14.0, 12.0, 46.0
+TINY = 1e-100  # what is nearer to 0 stands at 0: the arithmetic of steps would underflow
 DIGIT = 8.0  # width of a character of a tick label, a little more than it is
 
 
@@ -48,10 +49,10 @@ def axis(
 ) -> Axis:
     """An axis with room for all finite values and the ones to `include`, out to round numbers; logarithmic only if all are above 0."""
     finite = [value for value in (*values, *include) if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
+    low, high = (edge if abs(edge) > TINY else 0.0 for edge in (min(finite), max(finite)))
     if is_log and low > 0:
         return Axis(low / 1.5, high * 1.5, start, end, True)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
     step = _round_step(high - low, 5)
     return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, start, end)
