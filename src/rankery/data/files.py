@@ -87,6 +87,17 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
+def check_writable(file: Path) -> None:
+    """What is there, the file or else the nearest folder above it, must be writable.
+
+    Raises:
+        InputError: it is not.
+    """
+    existing = next(path for path in (file.absolute(), *file.absolute().parents) if path.exists())
+    if file.is_dir() or not (file.exists() or existing.is_dir()) or not os.access(existing, os.W_OK):
+        raise InputError(f"output is {file}, which cannot be written: check {existing}, or choose another place")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which then takes the name `path`; nothing is left after an error. Packed where the name ends in .gz.

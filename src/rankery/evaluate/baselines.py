@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rankery.data.records import QueryRecord
-from rankery.evaluate.retrieval import Bm25, embed
+from rankery.evaluate.retrieval import Bm25, MeanEncoder
 
 
 def random_scores(records: Sequence[QueryRecord], seed: int = 0) -> np.ndarray:
@@ -35,8 +35,8 @@ def bm25_scores(records: Sequence[QueryRecord]) -> np.ndarray:
     return scores
 
 
-def cosine_scores(records: Sequence[QueryRecord], encoder: str | Path, max_len: int = 256) -> np.ndarray:
-    """Cosine [P] of query and document embeddings (`embed`).
+def cosine_scores(records: Sequence[QueryRecord], encoder: str | Path | MeanEncoder, max_len: int = 256) -> np.ndarray:
+    """Cosine [P] of query and document embeddings by `encoder`, a folder (cut at max_len tokens) or one that is open.
 
     Raises:
         InputError: `encoder` is not a folder with a model.
@@ -44,7 +44,8 @@ def cosine_scores(records: Sequence[QueryRecord], encoder: str | Path, max_len: 
     position, texts = _distinct(
         text for record in records for document in record.documents for text in (record.query, document)
     )
-    vectors = embed(texts, encoder, max_len)
+    open_encoder = encoder if isinstance(encoder, MeanEncoder) else MeanEncoder(encoder, max_len)
+    vectors = open_encoder.encode(texts)
     return np.einsum("pd,pd->p", vectors[position[0::2]], vectors[position[1::2]])
 
 

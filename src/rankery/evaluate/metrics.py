@@ -17,8 +17,7 @@ import numpy as np
 
 from rankery.errors import InputError
 from rankery.evaluate.runs import EvaluationPairs, Gains, gains, rank
-
-BOOTSTRAP_BLOCK = 10_000_000  # draws held in memory at once
+from rankery.evaluate.significance import bootstrap_intervals
 
 
 def ranking_metrics(
@@ -77,8 +76,8 @@ def per_query_metrics(
         raise InputError(f"recall_at holds {bad}; expected ranks from 1")
     judged = gains(pairs, min_label)
     measures = {nDCG @ 10: "nDCG@10"}
-    if _has_relevant(judged, relevant_above):
-        level = _relevance_level(judged, min_label if relevant_above is None else relevant_above)
+    if has_relevant(judged, relevant_above):
+        level = relevance_level(judged, min_label if relevant_above is None else relevant_above)
         measures |= {RR(rel=level): "MRR@10", AP(rel=level): "MAP"}
         measures |= {R(rel=level) @ k: f"Recall@{k}" for k in recall_at}
     queries, query = np.unique(pairs.query, return_inverse=True)
@@ -89,7 +88,7 @@ def per_query_metrics(
     if "MRR@10" in values:
         values["MRR@10"][values["MRR@10"] < 1 / 10.5] = 0.0  # trec_eval has no cut-off here; 1/11 is beyond rank 10
     if judged.is_soft:
-        values["Kendall"] = _kendall(query, np.asarray(scores), np.asarray(pairs.label))
+        values["Kendall"] = kendall(query, np.asarray(scores), np.asarray(pairs.label))
     return values
 
 
@@ -103,7 +102,7 @@ def metric_names(
     """What `ranking_metrics` gives for these pairs, whatever their scores are."""
     judged = gains(pairs, min_label)
     names = ["nDCG@10"]
-    if _has_relevant(judged, relevant_above):
+    if has_relevant(judged, relevant_above):
         names += ["MRR@10", "MAP", *(f"Recall@{k}" for k in recall_at)]
     queries, query = np.unique(pairs.query, return_inverse=True)
     lowest, highest = np.full(len(queries), np.inf), np.full(len(queries), -np.inf)
@@ -147,26 +146,16 @@ def bootstrap_interval(
     Raises:
         InputError: no differences, or NaN among them.
     """
-    differences = np.asarray(differences, dtype=np.float64)
-    if not len(differences) or np.isnan(differences).any():
-        raise InputError(f"got {len(differences)} differences, NaN or none; expected a number for each query")
-    random = np.random.default_rng(seed)
-    means = np.empty(samples)
-    block = max(1, BOOTSTRAP_BLOCK // len(differences))
-    for start in range(0, samples, block):
-        rows = min(block, samples - start)
-        drawn = random.integers(0, len(differences), (rows, len(differences)))
-        means[start : start + rows] = differences[drawn].mean(1)
-    interval: np.ndarray = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(interval[0]), float(interval[1])
+    low, high = bootstrap_intervals(np.asarray(differences)[:, None], seed, samples, level)[0]
+    return float(low), float(high)
 
 
-def _has_relevant(judged: Gains, relevant_above: float | None) -> bool:
+def has_relevant(judged: Gains, relevant_above: float | None) -> bool:
     """Whether documents are relevant or not: of scores, only if a threshold is given."""
     return not judged.is_soft or relevant_above is not None
 
 
-def _relevance_level(judged: Gains, above: float) -> int:
+def relevance_level(judged: Gains, above: float) -> int:
     """The lowest gain that counts as relevant."""
     if not judged.shift <= above < np.inf:
         raise InputError(
@@ -195,7 +184,8 @@ def _as_dicts(query: np.ndarray, gain: np.ndarray, order: np.ndarray) -> tuple[J
     return qrels, run
 
 
-def _kendall(query: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def kendall(query: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Tau-b of each query's scores and labels, [Q]; queries are numbered from 0, [P]. See `per_query_metrics`."""
     from scipy.stats import kendalltau
 
     groups = np.split(np.argsort(query, kind="stable"), np.cumsum(np.bincount(query))[:-1])

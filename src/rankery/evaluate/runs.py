@@ -10,7 +10,7 @@ Shapes: P pairs, n documents of one query.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,24 @@ class Gains:
     shift: float  # min_label where that is negative, else 0
     scale: float  # 1 for grades
     is_soft: bool  # the labels are scores, not grades
+
+
+class Numbered:
+    """q0, q1, ...: names by number."""
+
+    def __init__(self, letter: str):
+        self.letter = letter
+
+    def __getitem__(self, index: int) -> str:
+        return f"{self.letter}{index}"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What TREC files call queries, by their index, and pairs, by theirs (the document's name)."""
+
+    queries: Sequence[str] | Numbered
+    pairs: Sequence[str] | Numbered
 
 
 def pairs_of(records: Iterable[QueryRecord]) -> EvaluationPairs:
@@ -126,19 +144,30 @@ def gains(pairs: EvaluationPairs, min_label: float = 0.0) -> Gains:
     return Gains(np.rint(shifted * scale).astype(np.int64), shift, scale, is_soft)
 
 
-def write_run(path: Path, pairs: EvaluationPairs, scores: np.ndarray, seed: int = 42, tag: str = "rankery") -> None:
+def write_run(
+    path: Path,
+    pairs: EvaluationPairs,
+    scores: np.ndarray,
+    seed: int = 42,
+    tag: str = "rankery",
+    names: Names | None = None,
+) -> None:
     """TREC run file, `q0 Q0 d3 1 0.87 rankery` a line: query, pair index, rank from 1, score; scores strictly descend.
+
+    `names` gives queries and pairs other names.
 
     Raises:
         InputError: NaN among the scores.
     """
     scores = np.asarray(scores)
+    names = names or Names(Numbered("q"), Numbered("d"))
     order = rank(scores, pairs.key, seed, pairs.query)
-    with path.open("w", encoding="ascii") as file:
+    with path.open("w", encoding="utf-8") as file:
         for query, of_query in _by_query(pairs.query, order):
             written = distinct_scores(scores[of_query])
             for position, (pair, score) in enumerate(zip(of_query.tolist(), written, strict=True), 1):
-                file.write(f"q{query} Q0 d{pair} {position} {score!s} {tag}\n")  # float32's shortest exact spelling
+                # float32's shortest exact spelling
+                file.write(f"{names.queries[query]} Q0 {names.pairs[pair]} {position} {score!s} {tag}\n")
 
 
 def write_qrels(path: Path, pairs: EvaluationPairs, min_label: float = 0.0) -> None:

@@ -49,6 +49,17 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
             raise InputError(str(warning)) from None
 
 
+def check_model(model: str | Path) -> None:
+    """Whether something is there that `open_reranker` may open; reads no weights.
+
+    Raises:
+        InputError: as `open_reranker`, for what the configuration shows.
+    """
+    name = os.path.expanduser(model)
+    if read_contract(Path(name)) is None:
+        decoder_kind(name, {})
+
+
 def decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
     """(whether a model without a contract is a decoder, the head it has to be read with)."""
     from transformers import AutoConfig

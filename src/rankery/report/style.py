@@ -44,7 +44,8 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--rule); text-align:
 thead th { border-bottom: 2px solid var(--pale); vertical-align: bottom; }
 tbody th { font-weight: 600; }
 tbody tr:hover { background: var(--box); }
-.n { text-align: right; white-space: nowrap; }
+.n { text-align: right; }
+td.n { white-space: nowrap; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin: .8rem 0; }
 .facts div { background: var(--box); border-radius: .4rem; padding: .5rem .8rem; }
 dt { color: var(--pale); font-size: .85rem; }
@@ -65,6 +66,6 @@ svg .grid { stroke: var(--rule); }
 svg .axis { stroke: var(--pale); }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; margin: .3rem 0; padding: 0; font-size: .9rem; }
 .legend svg { display: inline-block; width: 34px; height: 12px; margin-right: .4rem; vertical-align: baseline; }
-@media (max-width: 34rem) { body { padding: 0 .9rem 3rem; } figure > svg text { font-size: 15px; } }
+@media (max-width: 34rem) { body { padding: 0 .9rem 3rem; } tbody th { max-width: 9rem; } figure > svg text { font-size: 15px; } }
 @media print { nav, .skip { display: none; } details { break-inside: avoid; } }
 """

@@ -1,73 +1,19 @@
-"""`rankery evaluate` and `rankery rerank`: a model on a file."""
+"""`rankery rerank`: the documents of each line, ranked by a model."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import math
-import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rankery.data.files import expand_paths
-from rankery.data.records import LabelRange, check_records, is_text, read_records
+from rankery.data.files import check_writable
+from rankery.data.records import is_text
 from rankery.errors import InputError
-from rankery.evaluate.metrics import metrics_table, queries_without_relevant, ranking_metrics
-from rankery.evaluate.runs import pairs_of, write_qrels, write_run
-
-
-def evaluate_model(
-    model: str,
-    data: Sequence[str],
-    *,
-    output: Path | None,
-    min_label: float | None = None,
-    relevant_above: float | None = None,
-    recall_at: Sequence[int] = (10,),
-    seed: int = 42,
-    device: str | None = None,
-    dtype: str | None = None,
-    prompt: str | None = None,
-    **options: Any,
-) -> str:
-    """Scores every pair of the data; returns the metrics table; writes metrics.json, run.trec, qrels.trec to `output`.
-
-    `min_label` None is the model's own; see `per_query_metrics` for the others.
-    """
-    from rankery.models.opening import open_reranker
-
-    for name, value in (("min_label", min_label), ("relevant_above", relevant_above)):
-        if value is not None and not math.isfinite(value):
-            raise InputError(f"{name} is {value}; expected a finite number")
-    paths = expand_paths(list(data))
-    if output is not None:
-        for name in ("metrics.json", "run.trec", "qrels.trec"):
-            _check_writable(output / name)
-    reranker = open_reranker(model, prompt, device=device, dtype=dtype)
-    low, high = reranker.labels
-    min_label = low if min_label is None else min_label
-    labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
-    check_records(paths, labels)
-    records = list(read_records(paths, labels))
-    texts = [(record.query, document) for record in records for document in record.documents]
-    logits = reranker.compute_score(texts, show_progress=sys.stderr.isatty(), **options)
-    scores, pairs = reranker.rank_scores(logits).numpy(), pairs_of(records)
-    metrics = ranking_metrics(
-        pairs, scores, min_label=min_label, recall_at=recall_at, seed=seed, relevant_above=relevant_above
-    )
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        write_run(output / "run.trec", pairs, scores, seed)
-        write_qrels(output / "qrels.trec", pairs, min_label)
-    table = metrics_table({Path(model).name: metrics})
-    unanswered = queries_without_relevant(pairs, min_label=min_label, relevant_above=relevant_above)
-    note = f"\n{unanswered} queries have no relevant document and count 0" if unanswered else ""
-    return f"{table}{note}"
 
 
 def rerank_file(
@@ -90,7 +36,7 @@ def rerank_file(
     if source is not None and not Path(source).is_file():
         raise InputError(f"{source}: does not exist; expected a .jsonl or .jsonl.gz file")
     if target is not None:
-        _check_writable(Path(target))
+        check_writable(Path(target))
         if source is not None and Path(target).exists() and Path(source).samefile(target):
             raise InputError(f"output is {target}, which is the input; choose another file")
     reranker = open_reranker(model, prompt, device=device, dtype=dtype)
@@ -133,10 +79,3 @@ def _requests(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
         if not isinstance(documents, list) or not all(map(is_text, documents)) or not is_text(row.get("query")):
             raise InputError(f'{name}:{number}: expected {{"query": a string, "documents": a list of strings}}')
         yield row
-
-
-def _check_writable(file: Path) -> None:
-    """What is there, the file or else the nearest folder above it, must be writable."""
-    existing = next(path for path in (file.absolute(), *file.absolute().parents) if path.exists())
-    if file.is_dir() or not (file.exists() or existing.is_dir()) or not os.access(existing, os.W_OK):
-        raise InputError(f"output is {file}, which cannot be written: check {existing}, or choose another place")

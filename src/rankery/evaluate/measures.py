@@ -1,0 +1,123 @@
+"""Measures by ir-measures' names, on TREC files, a query at a time: what every run is worth for every query.
+
+    wanted(["nDCG@10", "RR@10", "P(rel=2)@5"]) + qrels + runs -> values [runs, measures, queries]
+
+Contract: the numbers are ir-measures' on the same files (and so mostly trec_eval's); a query that a run lacks counts 0, one that
+qrels lack is left out. Cost: about 8 s for a run of a million lines; memory grows with the number of queries. Rejected: whole
+runs in memory, and formulas of our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rankery.data.files import mix, text_hash
+from rankery.errors import InputError
+from rankery.evaluate.trec import TrecFile
+
+AT_ONCE = 50_000  # judged pairs that trec_eval is given at once
+MOST_SAMPLED = 200_000  # pairs of a run that distributions are drawn from
+DEFAULT = ("nDCG@10", "MRR@10", "MAP")
+
+
+@dataclass
+class Measured:
+    """Runs beside judgements; S runs, M measures, Q queries in the order of the qrels file."""
+
+    queries: list[str]
+    values: np.ndarray  # [S, M, Q]
+    candidates: np.ndarray  # [S, Q] documents in the run
+    relevant: np.ndarray  # [Q] documents judged relevant
+    tied: np.ndarray  # [S] queries with equal scores
+    sample: list[tuple[np.ndarray, np.ndarray]]  # of each run (scores, whether relevant) of some pairs
+
+
+def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
+    """Name -> ir-measures' measure; documents count as relevant from `level` on, where a name does not say its own `rel`.
+
+    Raises:
+        InputError: names that ir-measures does not know, and measures that are no mean over queries.
+    """
+    import ir_measures
+    from ir_measures import MeanAgg
+
+    found: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in names:
+        try:
+            measure = ir_measures.parse_measure(name)
+            if not isinstance(measure.aggregator(), MeanAgg):
+                raise ValueError("a count, which has no mean over queries")
+            if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params and level != 1:
+                measure = measure(rel=level)
+            ir_measures.evaluator([measure], [])
+            found[name] = measure
+        except (ValueError, NameError, KeyError, TypeError, AssertionError, RuntimeError) as error:
+            problems.append(f"measure {name!r}: {error}; expected names such as nDCG@10, RR@10, AP, P(rel=2)@5 or R@20")
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, Any], level: int = 1) -> Measured:
+    """Every measure of every run for every query of the qrels."""
+    import ir_measures
+
+    queries = list(qrels)
+    place = {query: i for i, query in enumerate(queries)}
+    columns: dict[Any, list[int]] = {}  # two names may mean one measure
+    for i, measure in enumerate(measures.values()):
+        columns.setdefault(measure, []).append(i)
+    values = np.zeros((len(runs), len(measures), len(queries)))
+    candidates: np.ndarray = np.zeros((len(runs), len(queries)), np.int64)
+    relevant: np.ndarray = np.zeros(len(queries), np.int64)
+    tied: np.ndarray = np.zeros(len(runs), np.int64)
+    samples = [_Sample(run.lines) for run in runs]
+    for judged in _chunks(qrels, queries):
+        evaluator = ir_measures.evaluator(list(columns), judged)
+        for query, judgements in judged.items():
+            relevant[place[query]] = sum(value >= level for value in judgements.values())
+        for i, run in enumerate(runs):
+            ranked = {query: run[query] for query in judged if query in run}
+            for metric in evaluator.iter_calc(ranked):
+                values[i, columns[metric.measure], place[metric.query_id]] = metric.value
+            for query, scores in ranked.items():
+                candidates[i, place[query]] = len(scores)
+                tied[i] += len(set(scores.values())) < len(scores)
+                samples[i].add(query, scores, judged[query], level)
+    return Measured(queries, values, candidates, relevant, tied, [sample.arrays() for sample in samples])
+
+
+def _chunks(qrels: TrecFile, queries: Sequence[str]) -> Iterator[dict[str, dict[str, int]]]:
+    chunk: dict[str, dict[str, int]] = {}
+    pairs = 0
+    for query in queries:
+        judged = qrels[query]
+        chunk[query] = {document: int(value) for document, value in judged.items()}
+        pairs += len(judged)
+        if pairs >= AT_ONCE:
+            yield chunk
+            chunk, pairs = {}, 0
+    if chunk:
+        yield chunk
+
+
+class _Sample:
+    """Pairs of whole queries, chosen by a hash of their names: all of a small run, about MOST_SAMPLED of a large one."""
+
+    def __init__(self, lines: int):
+        self.share = min(1.0, MOST_SAMPLED / max(lines, 1))
+        self.scores: list[float] = []
+        self.relevant: list[bool] = []
+
+    def add(self, query: str, scores: dict[str, float], judged: dict[str, int], level: int) -> None:
+        if self.share == 1 or float(mix(np.array([text_hash(query)], np.uint64), 0)[0]) < self.share * 2.0**64:
+            self.scores += scores.values()
+            self.relevant += [judged.get(document, 0) >= level for document in scores]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.scores, np.float64), np.array(self.relevant, bool)

@@ -1,0 +1,184 @@
+"""What an evaluation prints and writes: tables, metrics.json, queries.csv, TREC files, report.html.
+
+Contract: each file is written whole or not at all; of an output folder only the files of these names are replaced. Cost: a copy of
+the runs. Rejected: refusing a folder that holds an earlier evaluation, which every repetition would meet.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rankery.data.files import check_writable, written_whole
+from rankery.errors import InputError
+from rankery.evaluate.comparison import Comparison
+from rankery.evaluate.metrics import aligned, metrics_table
+
+FILES = ("metrics.json", "queries.csv", "report.html", "qrels.trec")
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet would run a text that begins so
+
+
+def check_output(output: Path, single: bool) -> None:
+    """Whether the files of an evaluation may be written to a folder.
+
+    Raises:
+        InputError: all that may not.
+    """
+    problems = []
+    for name in (*FILES, "run.trec" if single else "runs/run.trec"):
+        try:
+            check_writable(output / name)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems[:1] if len(set(problems)) == 1 else problems)
+
+
+def comparison_text(result: Comparison) -> str:
+    """The table of means; of several systems also speed, size and differences."""
+    parts = [metrics_table(result.means())]
+    if result.unanswered:
+        parts.append(f"{result.unanswered} queries have no relevant document and count 0")
+    parts += missing_notes(result)
+    if len(result.names) > 1:
+        parts += [*_cost_table(result), *_difference_table(result)]
+    return "\n".join(parts)
+
+
+def missing_notes(result: Comparison) -> list[str]:
+    """A sentence for each run that lacks queries, or leaves their order to whoever reads it."""
+    notes = []
+    for i, name in enumerate(result.names):
+        missing = int((result.measured.candidates[i] == 0).sum())
+        if missing:
+            notes.append(
+                f"{name} has no documents for {missing} of {len(result.measured.queries)} queries, which count 0"
+            )
+        if result.measured.tied[i]:
+            notes.append(
+                f"{name} has equal scores in {result.measured.tied[i]} queries: trec_eval orders them by document id"
+            )
+    return notes
+
+
+def test_note(result: Comparison) -> str:
+    """How differences were judged."""
+    others = len(result.names) - 1
+    corrected = f", corrected for {others} systems (Holm)" if others > 1 else ""
+    return f"95% bootstrap intervals over {len(result.measured.queries):,} queries; p of a paired randomisation test{corrected}"
+
+
+def write_output(output: Path, result: Comparison) -> None:
+    """All files of an evaluation.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    from rankery.evaluate.report import report
+
+    contents = {
+        "metrics.json": json.dumps(as_json(result), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        "report.html": report(result),
+    }
+    for name, content in contents.items():
+        with written_whole(output / name) as file:
+            file.write(content.encode("utf-8", "replace"))
+    with written_whole(output / "queries.csv") as file:
+        _write_csv(file, _query_rows(result))
+    assert result.qrels is not None
+    copies = {output / "qrels.trec": result.qrels.path} if result.qrels.path.name == "qrels.trec" else {}
+    for i in result.scored:
+        place = (
+            output / "run.trec" if len(result.names) == 1 else output / "runs" / f"{file_name(result.names[i])}.trec"
+        )
+        copies[place] = result.runs[i].path
+    for target, source in copies.items():
+        if not (target.exists() and target.samefile(source)):
+            with written_whole(target) as file, source.open("rb") as lines:
+                shutil.copyfileobj(lines, file)
+
+
+def as_json(result: Comparison) -> dict[str, Any]:
+    """Of one system its means by measure; of several, means, intervals, differences and costs by system."""
+    means = result.means()
+    if len(result.names) == 1:
+        return dict(means[result.names[0]])
+    systems: dict[str, Any] = {}
+    for i, name in enumerate(result.names):
+        row: dict[str, Any] = {"metrics": means[name]}
+        row["interval"] = {m: result.intervals[i, j].tolist() for j, m in enumerate(result.measures)}
+        row["difference"] = {
+            m: {"mean": d.mean, "interval": [d.low, d.high], "p": d.p, "p_holm": d.p_holm}
+            for m, d in zip(result.measures, result.differences[i], strict=True)
+            if d is not None
+        }
+        if i in result.scored:
+            scored = result.scored[i]
+            row |= {
+                "pairs_per_s": result.pairs_per_second(i),
+                "parameters": scored.parameters,
+                "megabytes": scored.megabytes,
+            }
+        systems[name] = row
+    return {"queries": len(result.measured.queries), "reference": result.names[result.reference], "systems": systems}
+
+
+def file_name(name: str) -> str:
+    """A system's name as that of a file."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+
+
+def cost_rows(result: Comparison) -> list[list[object]]:
+    """Name, pairs a second, weights and megabytes of each system that was scored here."""
+    return [
+        [name, result.pairs_per_second(i), result.scored[i].parameters, result.scored[i].megabytes]
+        for i, name in enumerate(result.names)
+        if result.pairs_per_second(i) is not None
+    ]
+
+
+def difference_rows(result: Comparison) -> list[tuple[str, str, Any]]:
+    """(system, measure, its difference to the reference) of all others."""
+    return [
+        (name, measure, difference)
+        for name, row in zip(result.names, result.differences, strict=True)
+        for measure, difference in zip(result.measures, row, strict=True)
+        if difference is not None
+    ]
+
+
+def _cost_table(result: Comparison) -> list[str]:
+    rows = [[str(row[0]), *("-" if cell is None else f"{cell:,.0f}" for cell in row[1:])] for row in cost_rows(result)]  # type: ignore[str-format]
+    return ["", aligned([["", "pairs/s", "parameters", "MB"], *rows])] if rows else []
+
+
+def _difference_table(result: Comparison) -> list[str]:
+    rows = [
+        [f"{name}, {measure}", f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{d.p:.4f}", f"{d.p_holm:.4f}"]
+        for name, measure, d in difference_rows(result)
+    ]
+    head = [f"against {result.names[result.reference]}", "difference", "95% interval", "p", "p (Holm)"]
+    return ["", aligned([head, *rows]), test_note(result)]
+
+
+def _query_rows(result: Comparison) -> Iterator[list[object]]:
+    pairs = [(name, measure) for name in result.names for measure in result.measures]
+    yield ["query", "text", "candidates", "relevant", *(f"{name}: {measure}" for name, measure in pairs)]
+    measured = result.measured
+    most = measured.candidates.max(0)
+    for i, query in enumerate(measured.queries):
+        values = measured.values[:, :, i].ravel().tolist()
+        yield [query, result.texts.query(query) or "", int(most[i]), int(measured.relevant[i]), *values]
+
+
+def _write_csv(file: Any, rows: Iterator[list[object]]) -> None:
+    wrapped = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="", write_through=True)
+    writer = csv.writer(wrapped, lineterminator="\n")
+    for row in rows:
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row])
+    wrapped.detach()

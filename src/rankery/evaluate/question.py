@@ -1,0 +1,172 @@
+"""What is asked of an evaluation: its words, whether they go together, and the files that they name.
+
+Contract: all problems of the words at once, then all problems of all files, before a model is opened. Cost: one pass through the
+files. Rejected: looking at a file when it is its turn, hours after the start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankery.data.files import expand_paths
+from rankery.data.records import LabelRange, check_records, read_records
+from rankery.errors import InputError
+from rankery.evaluate.inputs import Candidates, Texts, of_records, of_trec
+from rankery.evaluate.measures import wanted
+from rankery.evaluate.systems import System
+from rankery.evaluate.trec import TextFile, TrecFile
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be measured, and how."""
+
+    data: Sequence[str] = ()
+    qrels: str | None = None
+    queries: str | None = None
+    documents: str | None = None
+    measures: Sequence[str] = ()
+    recall_at: Sequence[int] = (10,)
+    reference: str | None = None
+    min_label: float | None = None
+    relevant_above: float | None = None
+    seed: int = 42
+
+
+def check_question(systems: Sequence[System], question: Question, names: Sequence[str]) -> None:
+    """Whether the words go together.
+
+    Raises:
+        InputError: all that does not.
+    """
+    problems = []
+    for name in ("min_label", "relevant_above"):
+        value = getattr(question, name)
+        if value is not None and not math.isfinite(value):
+            problems.append(f"{name} is {value}; expected a finite number")
+    if not systems:
+        problems.append("no system is named; expected --model, --baseline or --run")
+    if bool(question.data) == bool(question.qrels):
+        problems.append(f"--data and --qrels are {'both' if question.data else 'neither'} there; expected one of them")
+    scores = [system for system in systems if system.kind != "run"]
+    if question.qrels and scores and not (question.queries and question.documents):
+        problems.append(
+            f"--{scores[0].kind} {scores[0].value} needs texts; expected --queries and --documents beside --qrels"
+        )
+    if question.data and (question.queries or question.documents):
+        problems.append("--queries and --documents go with --qrels; --data has its own texts")
+    if question.reference is not None and not same(question.reference, systems, names):
+        problems.append(f"--reference is {question.reference}; expected one of {', '.join(names)}")
+    if bad := [k for k in question.recall_at if k < 1]:
+        problems.append(f"recall_at holds {bad}; expected ranks from 1")
+    try:
+        wanted(question.measures)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
+
+
+@dataclass
+class Given:
+    """Input that has been read and found good."""
+
+    candidates: Candidates | None
+    texts: Texts
+    qrels: TrecFile | None  # None: still to be written
+    runs: dict[int, TrecFile]
+    min_label: float = 0.0
+
+
+def read_input(systems: Sequence[System], question: Question) -> Given:
+    """Reads everything that systems are measured on.
+
+    Raises:
+        InputError: with the problems of all files.
+    """
+    from rankery.models.opening import check_model
+
+    problems: list[str] = []
+
+    def tried(make: Any, *values: Any) -> Any:
+        try:
+            return make(*values)
+        except InputError as error:
+            problems.extend(error.problems)
+            return None
+
+    for system in systems:
+        if system.kind == "model":
+            tried(check_model, system.value)
+        elif system.kind == "baseline" and system.value not in ("random", "bm25"):
+            tried(_check_encoder, system.value)
+    runs = {i: tried(TrecFile.run, _file(s.value)) for i, s in enumerate(systems) if s.kind == "run"}
+    if question.data:
+        found = tried(_read_data, systems, question)
+        if problems:
+            raise InputError(problems)
+        candidates, texts, min_label = found
+        return Given(candidates, texts, None, runs, min_label)
+    qrels = tried(TrecFile.qrels, _file(str(question.qrels)))
+    queries = tried(TextFile, _file(question.queries)) if question.queries else None
+    documents = tried(TextFile, _file(question.documents)) if question.documents else None
+    if problems:
+        raise InputError(problems)
+    for run in runs.values():
+        check_meets(run, qrels)
+    texts = Texts(*[file.get if file else _unknown for file in (queries, documents)])
+    candidates = None
+    if any(system.kind != "run" for system in systems):
+        assert queries is not None
+        assert documents is not None
+        candidates = of_trec(next(iter(runs.values()), qrels), qrels, queries, documents)
+    return Given(candidates, texts, qrels, runs)
+
+
+def _read_data(systems: Sequence[System], question: Question) -> tuple[Candidates, Texts, float]:
+    """Candidates, their texts, and the label of what is not relevant (default: the first model's own)."""
+    from rankery.models.contract import read_contract
+
+    paths = expand_paths(list(question.data))
+    models = [system.value for system in systems if system.kind == "model"]
+    contract = read_contract(Path(models[0]).expanduser()) if models else None
+    low, high = (contract["min_label"], contract["max_label"]) if contract else (0.0, 1.0)
+    min_label = low if question.min_label is None else question.min_label
+    labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
+    check_records(paths, labels)
+    return *of_records(list(read_records(paths, labels))), min_label
+
+
+def same(word: str, systems: Sequence[System], names: Sequence[str]) -> list[int]:
+    """Systems that a word names: by their name in the table, or as they were given."""
+    return [i for i, system in enumerate(systems) if word in (names[i], system.value)]
+
+
+def _file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; expected a file")
+    return path
+
+
+def _check_encoder(value: str) -> None:
+    if not (Path(value) / "config.json").is_file():
+        raise InputError(
+            f"--baseline is {value}; expected random, bm25, or the folder of an embedding model (with a config.json in it)"
+        )
+
+
+def check_meets(run: TrecFile, qrels: TrecFile) -> None:
+    if not any(query in qrels for query in run):
+        raise InputError(
+            f"{run.path}: none of its {len(run)} queries ({next(iter(run))}, ...) is among the {len(qrels)} of {qrels.path.name} "
+            f"({next(iter(qrels))}, ...); expected a run for the same queries"
+        )
+
+
+def _unknown(name: str) -> None:
+    return None

@@ -1,0 +1,162 @@
+"""The systems of a comparison: what they are called, and how those that are no run yet score the candidates.
+
+Contract: a model scores its pairs with all processes of the group, each its share; scores do not depend on who scored what, but for
+rounding. One model is in memory at a time. Cost: a forward pass a pair, and a second tokenisation to see what truncation cuts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rankery.errors import InputError
+from rankery.evaluate.inputs import Candidates
+from rankery.processes import Group, own_device
+
+Kind = Literal["model", "baseline", "run"]
+BLOCK_PAIRS = 512  # neighbouring pairs that one process scores
+
+
+@dataclass(frozen=True)
+class System:
+    """What the user named: a model, a baseline (random, bm25, or the folder of an embedding model), or a run file."""
+
+    kind: Kind
+    value: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of the P pairs, and what they cost."""
+
+    scores: np.ndarray  # [P] float32
+    seconds: float
+    parameters: int | None = None
+    megabytes: float | None = None  # of the weights in memory
+    cut: np.ndarray | None = None  # [P] bool, whether truncation took tokens
+
+
+def names_of(systems: Sequence[System]) -> list[str]:
+    """A short name for each: the end of its path that tells it from the others.
+
+    Raises:
+        InputError: the same system twice.
+    """
+    if len(set(systems)) < len(systems):
+        twice = sorted({f"--{s.kind} {s.value}" for s in systems if systems.count(s) > 1})
+        raise InputError([f"{name} is there twice; expected each system once" for name in twice])
+    parts = [_parts(system) for system in systems]
+    names: list[str] = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        size = next((n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        names.append("/".join(own[-size:]))
+    names = [f"cosine of {name}" if _is_cosine(system) else name for name, system in zip(names, systems, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} ({s.kind})" for name, s in zip(names, systems, strict=True)]
+
+
+def score_system(
+    system: System, candidates: Candidates, group: Group, *, seed: int = 42, options: dict[str, Any]
+) -> Scored:
+    """Scores of all pairs by a model or baseline, on every process of the group.
+
+    `options` are those of `open_reranker` (device, dtype, prompt) and `compute_score` (batch_size, max_length).
+
+    Raises:
+        InputError: as `open_reranker` and `compute_score`.
+    """
+    if system.kind == "model":
+        return _score_model(system.value, candidates, group, options)
+    begun = time.monotonic()
+    found = Scored(np.zeros(len(candidates.pairs), np.float32), 0.0)
+    if group.process == 0:
+        found = _score_baseline(system.value, candidates, seed, options.get("device"))
+    scores = group.add_up(found.scores)
+    return replace(found, scores=scores, seconds=found.seconds or time.monotonic() - begun)
+
+
+def _score_baseline(value: str, candidates: Candidates, seed: int, device: str | None) -> Scored:
+    from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
+
+    begun = time.monotonic()
+    if value == "random":
+        return Scored(random_scores(candidates.records, seed), time.monotonic() - begun)
+    if value == "bm25":
+        return Scored(bm25_scores(candidates.records), time.monotonic() - begun)
+    from rankery.evaluate.retrieval import MeanEncoder
+
+    encoder = MeanEncoder(value, device=own_device(device))
+    begun = time.monotonic()
+    scores = cosine_scores(candidates.records, encoder)
+    return Scored(scores, time.monotonic() - begun, *_size(encoder.model))
+
+
+def _score_model(model: str, candidates: Candidates, group: Group, options: dict[str, Any]) -> Scored:
+    from rankery.models.opening import open_reranker
+
+    opening = {name: options.get(name) for name in ("device", "dtype", "prompt")}
+    scoring: dict[str, Any] = {name: options.get(name) for name in ("batch_size", "max_length")}
+    opening["device"] = own_device(opening["device"])
+    reranker = open_reranker(model, **opening)
+    texts = candidates.texts()
+    mine = _share(len(texts), group)
+    own = [texts[i] for i in mine.tolist()]
+    group.meet()
+    begun = time.monotonic()
+    logits = reranker.compute_score(own, show_progress=group.process == 0 and sys.stderr.isatty(), **scoring)
+    scores: np.ndarray = np.zeros(len(texts), np.float32)
+    scores[mine] = reranker.rank_scores(logits).numpy()
+    scores = group.add_up(scores)
+    seconds = time.monotonic() - begun
+    cut: np.ndarray = np.zeros(len(texts), np.int32)
+    cut[mine] = _cut(own, reranker, scoring["max_length"])
+    return Scored(scores, seconds, *_size(reranker.model), group.add_up(cut) > 0)
+
+
+def _share(pairs: int, group: Group) -> np.ndarray:
+    """The pairs that this process scores: every so many-th block of neighbours, small enough that all have enough of them."""
+    block = max(1, min(BLOCK_PAIRS, pairs // (8 * group.processes)))
+    return np.flatnonzero(np.arange(pairs) // block % group.processes == group.process)
+
+
+def _cut(pairs: Sequence[tuple[str, str]], reranker: Any, max_length: int | None) -> np.ndarray:
+    """Whether truncation takes tokens from a pair, [pairs] bool."""
+    from rankery.data.template import tokenize
+
+    template = reranker.template
+    template = replace(template, max_len=max_length) if max_length else template
+    tokens: list[np.ndarray] = []
+    for i, shown in enumerate((template.format_query, template.format_document)):
+        counts = dict.fromkeys((pair[i] for pair in pairs), 0)
+        for text, ids in zip(counts, tokenize(reranker.tokenizer, [shown(text) for text in counts]), strict=True):
+            counts[text] = len(ids)
+        tokens.append(np.array([counts[pair[i]] for pair in pairs], np.int64))
+    return tokens[0] + tokens[1] > template.room
+
+
+def _size(model: Any) -> tuple[int, float]:
+    """(weights, their megabytes)."""
+    weights = list(model.parameters())
+    return sum(w.numel() for w in weights), sum(w.numel() * w.element_size() for w in weights) / 1e6
+
+
+def _parts(system: System) -> list[str]:
+    """A path's parts; of a run file without its endings."""
+    if system.kind == "baseline" and not _is_cosine(system):
+        return ["BM25" if system.value == "bm25" else "random order"]
+    parts = [part for part in Path(system.value).parts if part != "/"] or [system.value]
+    if system.kind == "run":
+        parts[-1] = (
+            parts[-1].removesuffix(".gz").removesuffix(".trec").removesuffix(".run").removesuffix(".txt") or parts[-1]
+        )
+    return parts
+
+
+def _is_cosine(system: System) -> bool:
+    return system.kind == "baseline" and system.value not in ("random", "bm25")

@@ -1,0 +1,78 @@
+"""Several processes that share the scoring of one command: how they are started, and how they meet.
+
+Contract: `--processes N` runs the same command N times under accelerate's launcher; each learns its number from the launcher's
+variables, as it does under a launcher that was started by hand. Cost: nothing with one process. Rejected: a pool of forked workers
+(models and accelerators do not survive a fork).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rankery.errors import InputError
+from rankery.launcher import launch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a command; `meet` returns when all have called it, `add_up` gives each the sum of all their arrays."""
+
+    process: int = 0
+    processes: int = 1
+    meet: Callable[[], object] = lambda: None
+    add_up: Callable[[np.ndarray], np.ndarray] = lambda values: values
+
+
+def relaunched(arguments: argparse.Namespace) -> int | None:
+    """The exit status of the command run again in `--processes` processes; None: run it here.
+
+    Raises:
+        InputError: fewer than one process, or several where a launcher runs this already.
+    """
+    launched = "LOCAL_RANK" in os.environ
+    if arguments.processes < 1 or (arguments.processes > 1 and launched):
+        raise InputError(
+            f"--processes is {arguments.processes}; expected at least 1, and nothing where a launcher runs this already"
+        )
+    if arguments.processes == 1:
+        return None
+    words = arguments.words
+    at = next(i for i, word in enumerate(words) if word.startswith("--processes"))
+    del words[at : at + (1 if "=" in words[at] else 2)]
+    return launch(arguments.processes, "ddp", words)
+
+
+def joined() -> Group:
+    """The group that a launcher has put this process into; alone without one."""
+    process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        return Group()
+    from datetime import timedelta
+
+    import torch
+
+    # Models may load, and texts be scored, at different speeds.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=1))
+
+    def add_up(values: np.ndarray) -> np.ndarray:
+        total = torch.from_numpy(values.copy())
+        torch.distributed.all_reduce(total)
+        return total.numpy()
+
+    return Group(process, processes, torch.distributed.barrier, add_up)
+
+
+def own_device(wanted: str | None) -> str | None:
+    """The accelerator of this process, where a launcher gave each its own."""
+    import torch
+
+    if wanted is None and "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    return wanted
