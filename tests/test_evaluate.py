@@ -15,17 +15,21 @@ from browser import visit
 from conftest import SHARED, run_python, write_rows
 from scipy import stats
 
-from rankery import train
+from rankery import CrossEncoder, train
 from rankery.cli import main
+from rankery.data.records import LabelRange, read_records
 from rankery.errors import InputError
 from rankery.evaluate import measures as measures_module
-from rankery.evaluate.inputs import Texts
+from rankery.evaluate.inputs import Texts, of_records
 from rankery.evaluate.measures import Measured, measure_runs, wanted
+from rankery.evaluate.output import run_files
 from rankery.evaluate.report import probabilities
 from rankery.evaluate.significance import bootstrap_intervals, holm, randomisation_p
 from rankery.evaluate.slices import dimensions_of, slices
-from rankery.evaluate.systems import System, names_of
+from rankery.evaluate.systems import System, names_of, score_system
 from rankery.evaluate.trec import TextFile, TrecFile
+from rankery.models.calibration import Calibration, write_calibration
+from rankery.processes import Group
 
 MEASURES = [
     "nDCG@10",
@@ -325,8 +329,50 @@ def test_bad_words_are_all_said_and_nothing_is_written(
         assert problem in said
     words = ["evaluate", "--run", str(tmp_path / "run.txt"), "--data", config["val_dataset"], *out]
     assert main(words) == 2
-    assert "none of its 1 queries (other, ...) is among the 6 of qrels.trec (q0, ...)" in capsys.readouterr().err
+    assert "1 of its 1 lines name no pair of the data" in capsys.readouterr().err
+    (tmp_path / "qrels.txt").write_text("q0 0 d0 1\n")
+    assert main(["evaluate", "--run", str(tmp_path / "run.txt"), "--qrels", str(tmp_path / "qrels.txt"), *out]) == 2
+    assert "none of its 1 queries (other, ...) is among the 1 of qrels.txt (q0, ...)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_input_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = write_rows(tmp_path / "data.jsonl", [{"query": "moon", "pos": ["moon"], "neg": ["sea"]}])
+    words, out = ["evaluate", "--data", str(data)], ["--output", str(tmp_path)]
+    assert main([*words, "--baseline", "bm25", "--baseline", "random", *out]) == 0
+    run = tmp_path / "runs" / "BM25.trec"
+    before = run.read_bytes()
+    capsys.readouterr()
+    assert main([*words, "--run", str(run), "--baseline", "bm25", *out]) == 2
+    assert f"output would replace {run}, which is input" in capsys.readouterr().err
+    assert run.read_bytes() == before
+    assert main([*words, "--run", str(run), *out]) == 0, "a run is not written again"
+    assert run.read_bytes() == before
+
+
+def test_run_files_of_names_that_look_alike(tmp_path: Path) -> None:
+    systems = [System("model", "a b"), System("run", "c"), System("model", "a_b")]
+    files = run_files(tmp_path, systems, names_of(systems))
+    assert {i: path.name for i, path in files.items()} == {0: "a_b.trec", 2: "a_b_2.trec"}
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_reliability_before_and_after(config: dict, labels: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = Path(train(config, epochs=1, max_len=12, num_labels=labels))
+    parameters = {"slope": 0.5, "intercept": -1.0}
+    write_calibration(folder, Calibration("platt", parameters, 0.0, {}))
+    reranker = CrossEncoder.from_pretrained(str(folder))
+    candidates, _ = of_records(list(read_records([Path(config["val_dataset"])], LabelRange(0, 1))))
+    scored = score_system(System("model", str(folder)), candidates, Group(), options={})
+    assert scored.calibrated is not None
+    expected = reranker.compute_score(candidates.texts(), calibrated=True).numpy()
+    assert scored.calibrated(scored.scores) == pytest.approx(expected, abs=1e-5)
+    words = ["evaluate", "--model", str(folder), "--data", config["val_dataset"], "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    capsys.readouterr()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "calibrated</" in page
+    assert ("sigmoid of the score</" in page) == (labels == 1)
 
 
 def test_scores_as_labels(config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -37,6 +37,7 @@ PAGES = [
         "docs/data.md",
         "docs/decisions.md",
         "docs/engines.md",
+        "docs/evaluation.md",
         "docs/mining.md",
         "docs/prompts.md",
         "docs/specification.md",
@@ -228,6 +229,8 @@ def test_readme_commands_run(workplace: Path) -> None:
         assert (workplace / "output" / name / "model" / "rankery.json").is_file()
     assert {path.name for path in (workplace / "output/evaluation").iterdir()} == {
         "metrics.json",
+        "queries.csv",
+        "report.html",
         "run.trec",
         "qrels.trec",
     }
@@ -276,7 +279,7 @@ def test_commands_of_the_check_guide_run(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/calibration.md", "docs/training_report.md"])
+@pytest.mark.parametrize("page", ["docs/calibration.md", "docs/evaluation.md", "docs/training_report.md"])
 def test_guides_whose_commands_follow_each_other(workplace: Path, page: str) -> None:
     """A tiny model learns its training data in a second, and nothing of other queries: it is calibrated on what it has seen."""
     shutil.copy(workplace / "example_data/binary.jsonl", workplace / "example_data/binary_dev.jsonl")

@@ -23,7 +23,7 @@ from rankery.errors import InputError
 from rankery.evaluate.inputs import Texts
 from rankery.evaluate.measures import DEFAULT, Measured, measure_runs, wanted
 from rankery.evaluate.metrics import has_relevant, kendall, relevance_level
-from rankery.evaluate.question import Given, Question, check_meets, check_question, read_input, same
+from rankery.evaluate.question import Given, Question, check_question, read_input, same
 from rankery.evaluate.runs import gains, write_qrels, write_run
 from rankery.evaluate.significance import bootstrap_intervals, holm, randomisation_p
 from rankery.evaluate.slices import Slice, dimensions_of, slices
@@ -62,7 +62,7 @@ class Comparison:
     texts: Texts = field(default_factory=Texts)
     qrels: TrecFile | None = None
     runs: list[TrecFile] = field(default_factory=list)
-    seed: int = 42
+    judgements_given: bool = False  # the qrels are the user's own file
 
     def means(self) -> dict[str, dict[str, float]]:
         """System -> measure -> mean over queries."""
@@ -110,7 +110,7 @@ def evaluate_systems(
     try:
         check_question(systems, question, names)
         if output is not None and group.process == 0:
-            check_output(output, len(systems) == 1)
+            check_output(output, systems, names, question)
         given = read_input(systems, question)
     except InputError as error:
         raise InputError(error.problems, shared=True) from None  # all processes see the same
@@ -145,8 +145,6 @@ def compare(
         assert given.candidates is not None
         write_qrels(folder / "qrels.trec", given.candidates.pairs, given.min_label)
         qrels = TrecFile.qrels(folder / "qrels.trec")
-        for run in given.runs.values():
-            check_meets(run, qrels)
     runs = []
     for i in range(len(systems)):
         if i in scored:
@@ -160,7 +158,7 @@ def compare(
     intervals, differences = _statistics(measured.values, reference, question.seed)
     result = Comparison(
         names, list(systems), reference, list(measures), measured, intervals, differences, level, scored,
-        texts=given.texts, qrels=qrels, runs=runs, seed=question.seed,
+        texts=given.texts, qrels=qrels, runs=runs, judgements_given=given.qrels is not None,
     )  # fmt: skip
     result.unanswered = int((measured.relevant == 0).sum()) if level else 0
     if given.candidates is not None:

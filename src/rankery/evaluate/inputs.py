@@ -36,12 +36,17 @@ class Candidates:
 Lookup = Callable[[str], "str | None"]
 
 
+def unknown(name: str) -> None:
+    """The look-up that knows no text."""
+    return None
+
+
 @dataclass(frozen=True)
 class Texts:
     """Texts of queries and documents by their names in TREC files; None where they are unknown."""
 
-    query: Lookup = lambda name: None
-    document: Lookup = lambda name: None
+    query: Lookup = unknown
+    document: Lookup = unknown
 
 
 def of_records(records: list[QueryRecord]) -> tuple[Candidates, Texts]:

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,30 @@ from rankery.data.files import check_writable, written_whole
 from rankery.errors import InputError
 from rankery.evaluate.comparison import Comparison
 from rankery.evaluate.metrics import aligned, metrics_table
+from rankery.evaluate.question import Question
+from rankery.evaluate.systems import System
 
-FILES = ("metrics.json", "queries.csv", "report.html", "qrels.trec")
+FILES = ("metrics.json", "queries.csv", "report.html")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet would run a text that begins so
 
 
-def check_output(output: Path, single: bool) -> None:
+def check_output(output: Path, systems: Sequence[System], names: Sequence[str], question: Question) -> None:
     """Whether the files of an evaluation may be written to a folder.
 
     Raises:
-        InputError: all that may not.
+        InputError: all that may not, because they cannot be, or are input.
     """
     problems = []
-    for name in (*FILES, "run.trec" if single else "runs/run.trec"):
+    given = [*(s.value for s in systems if s.kind == "run"), question.qrels, question.queries, question.documents]
+    inputs = [Path(name).expanduser() for name in [*given, *question.data] if name]
+    targets = [output / name for name in FILES] + ([] if question.qrels else [output / "qrels.trec"])
+    for target in [*targets, *run_files(output, systems, names).values()]:
         try:
-            check_writable(output / name)
+            check_writable(target)
         except InputError as error:
             problems += error.problems
+        if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
+            problems.append(f"output would replace {target}, which is input; choose another folder")
     if problems:
         raise InputError(problems[:1] if len(set(problems)) == 1 else problems)
 
@@ -91,16 +98,13 @@ def write_output(output: Path, result: Comparison) -> None:
     with written_whole(output / "queries.csv") as file:
         _write_csv(file, _query_rows(result))
     assert result.qrels is not None
-    copies = {output / "qrels.trec": result.qrels.path} if result.qrels.path.name == "qrels.trec" else {}
-    for i in result.scored:
-        place = (
-            output / "run.trec" if len(result.names) == 1 else output / "runs" / f"{file_name(result.names[i])}.trec"
-        )
-        copies[place] = result.runs[i].path
+    places = run_files(output, result.systems, result.names)
+    copies = {place: result.runs[i].path for i, place in places.items()}
+    if not result.judgements_given:
+        copies[output / "qrels.trec"] = result.qrels.path
     for target, source in copies.items():
-        if not (target.exists() and target.samefile(source)):
-            with written_whole(target) as file, source.open("rb") as lines:
-                shutil.copyfileobj(lines, file)
+        with written_whole(target) as file, source.open("rb") as lines:
+            shutil.copyfileobj(lines, file)
 
 
 def as_json(result: Comparison) -> dict[str, Any]:
@@ -128,9 +132,17 @@ def as_json(result: Comparison) -> dict[str, Any]:
     return {"queries": len(result.measured.queries), "reference": result.names[result.reference], "systems": systems}
 
 
-def file_name(name: str) -> str:
-    """A system's name as that of a file."""
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+def run_files(output: Path, systems: Sequence[System], names: Sequence[str]) -> dict[int, Path]:
+    """The run files of the systems that are no run yet: run.trec of a single one, else those in runs/, named after them."""
+    if len(systems) == 1:
+        return {} if systems[0].kind == "run" else {0: output / "run.trec"}
+    found: dict[int, Path] = {}
+    for i, name in enumerate(names):
+        if systems[i].kind != "run":
+            stem = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+            path = output / "runs" / f"{stem}.trec"
+            found[i] = path.with_name(f"{stem}_{i}.trec") if path in found.values() else path
+    return found
 
 
 def cost_rows(result: Comparison) -> list[list[object]]:

@@ -7,7 +7,7 @@ files. Rejected: looking at a file when it is its turn, hours after the start.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.errors import InputError
-from rankery.evaluate.inputs import Candidates, Texts, of_records, of_trec
+from rankery.evaluate.inputs import Candidates, Texts, of_records, of_trec, unknown
 from rankery.evaluate.measures import wanted
 from rankery.evaluate.systems import System
 from rankery.evaluate.trec import TextFile, TrecFile
@@ -104,21 +104,27 @@ def read_input(systems: Sequence[System], question: Question) -> Given:
             tried(check_model, system.value)
         elif system.kind == "baseline" and system.value not in ("random", "bm25"):
             tried(_check_encoder, system.value)
-    runs = {i: tried(TrecFile.run, _file(s.value)) for i, s in enumerate(systems) if s.kind == "run"}
+    runs = {i: tried(_opened, TrecFile.run, s.value) for i, s in enumerate(systems) if s.kind == "run"}
     if question.data:
         found = tried(_read_data, systems, question)
         if problems:
             raise InputError(problems)
         candidates, texts, min_label = found
+        for run in runs.values():
+            tried(_check_numbered, run, candidates)
+        if problems:
+            raise InputError(problems)
         return Given(candidates, texts, None, runs, min_label)
-    qrels = tried(TrecFile.qrels, _file(str(question.qrels)))
-    queries = tried(TextFile, _file(question.queries)) if question.queries else None
-    documents = tried(TextFile, _file(question.documents)) if question.documents else None
+    qrels = tried(_opened, TrecFile.qrels, str(question.qrels))
+    queries = tried(_opened, TextFile, question.queries) if question.queries else None
+    documents = tried(_opened, TextFile, question.documents) if question.documents else None
     if problems:
         raise InputError(problems)
     for run in runs.values():
-        check_meets(run, qrels)
-    texts = Texts(*[file.get if file else _unknown for file in (queries, documents)])
+        tried(_check_meets, run, qrels)
+    if problems:
+        raise InputError(problems)
+    texts = Texts(*[file.get if file else unknown for file in (queries, documents)])
     candidates = None
     if any(system.kind != "run" for system in systems):
         assert queries is not None
@@ -146,11 +152,11 @@ def same(word: str, systems: Sequence[System], names: Sequence[str]) -> list[int
     return [i for i, system in enumerate(systems) if word in (names[i], system.value)]
 
 
-def _file(name: str) -> Path:
+def _opened(make: Callable[[Path], Any], name: str) -> Any:
     path = Path(name).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; expected a file")
-    return path
+    return make(path)
 
 
 def _check_encoder(value: str) -> None:
@@ -160,13 +166,22 @@ def _check_encoder(value: str) -> None:
         )
 
 
-def check_meets(run: TrecFile, qrels: TrecFile) -> None:
+def _check_numbered(run: TrecFile, candidates: Candidates) -> None:
+    """Names that count lines say little: a run for other data would be measured without a word."""
+    known: dict[str, set[str]] = {}
+    for pair, query in enumerate(candidates.pairs.query.tolist()):
+        known.setdefault(candidates.names.queries[query], set()).add(candidates.names.pairs[pair])
+    others = sum(len(run[query].keys() - known.get(query, set())) for query in run)
+    if others:
+        raise InputError(
+            f"{run.path}: {others:,} of its {run.lines:,} lines name no pair of the data; expected a run for these very files, with "
+            "queries q0, q1, ... and documents d0, d1, ... in their order (or name judgements by --qrels)"
+        )
+
+
+def _check_meets(run: TrecFile, qrels: TrecFile) -> None:
     if not any(query in qrels for query in run):
         raise InputError(
             f"{run.path}: none of its {len(run)} queries ({next(iter(run))}, ...) is among the {len(qrels)} of {qrels.path.name} "
             f"({next(iter(qrels))}, ...); expected a run for the same queries"
         )
-
-
-def _unknown(name: str) -> None:
-    return None

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from rankery.calibrate.measures import BINS, binned, expected_calibration_error
+from rankery.calibrate.page import reliability_diagram
 from rankery.evaluate.comparison import Comparison
 from rankery.evaluate.output import cost_rows, difference_rows, missing_notes, test_note
-from rankery.report.charts import Point, bar_chart, histogram, reliability, scatter
+from rankery.report.charts import Point, bar_chart, histogram, scatter
 from rankery.report.page import (
     Html,
     Section,
@@ -44,7 +45,11 @@ def report(result: Comparison) -> str:
     sections.append(Section("queries", "Wins and losses" if several else "Queries", _queries(result)))
     sections.append(Section("scores", "Scores", _scores(result)))
     title = "Evaluation of " + (result.names[0] if not several else f"{len(result.names)} systems")
-    return page(title, sections, lead="Every number is ir-measures' of the TREC files beside this page.")
+    return page(
+        title,
+        sections,
+        lead="Measures are ir-measures', of TREC files: those beside this page, and those that were given.",
+    )
 
 
 def _summary(result: Comparison) -> Html:
@@ -146,8 +151,6 @@ def _queries(result: Comparison) -> Html:
             continue
         less = values[i] - values[reference]
         rows.append([name, int((less > 0).sum()), int((less == 0).sum()), int((less < 0).sum())])
-        if result.systems[i].value == "random":
-            continue
         order = np.argsort(less, kind="stable")
         for title, chosen in (
             (f"{name} wins", [q for q in order[::-1][:EXAMPLES] if less[q] > 0]),
@@ -197,8 +200,8 @@ def _judgement(result: Comparison, relevance: float | None) -> str:
 def _scores(result: Comparison) -> Html:
     if not result.level:
         return paragraph("Labels are scores: without a threshold (--relevant-above) no document is relevant or not.")
-    charts = []
-    bins = {}
+    charts: list[Html] = []
+    diagrams: list[Html] = []
     errors: list[list[object]] = []
     for i, name in enumerate(result.names):
         scores, relevant = result.measured.sample[i]
@@ -212,23 +215,27 @@ def _scores(result: Comparison) -> Html:
         about = "Share of each kind; the less they overlap, the better."
         charts.append(histogram(f"Scores of {name}", about, edges.tolist(), counts, "score"))
         if result.systems[i].kind != "baseline":
-            found = binned(probabilities(scores), relevant)
-            bins[name] = list(
-                zip(found.probability.tolist(), found.relevant.tolist(), found.count.tolist(), strict=True)
-            )
-            errors.append([name, expected_calibration_error(found)])
+            read = _read_as_probabilities(result, i)
+            diagrams.append(reliability_diagram(f"Reliability of {name}", read, relevant))
+            errors += [[name, how, expected_calibration_error(binned(p, relevant))] for how, p in read.items()]
     parts: list[object] = [columns(*charts)]
-    if bins:
-        about = (
-            "The sigmoid of a score (a score as it is, where all are in [0, 1]) against the share of relevant documents, in "
-            f"{BINS} bins of equal mass; on the dashed diagonal, probabilities are what they say."
-        )
-        parts.append(reliability("Reliability", about, bins, "mean probability", "share that is relevant"))
-        parts.append(table("Expected calibration error", ["", f"ECE ({BINS} bins of equal mass)"], errors))
-        parts.append(
-            paragraph("A ranking needs no calibration; `rankery calibrate` makes scores probabilities.", note=True)
-        )
+    if errors:
+        head = ["", "read as probabilities", f"ECE ({BINS} bins of equal mass)"]
+        parts += [columns(*diagrams), table("Expected calibration error", head, errors)]
+        note = "A ranking needs no calibration; `rankery calibrate` makes a model's scores probabilities."
+        parts.append(paragraph(note, note=True))
     return join(*parts)
+
+
+def _read_as_probabilities(result: Comparison, system: int) -> dict[str, np.ndarray]:
+    """How a system's sampled scores may be read -> probabilities, [P] each."""
+    scores, _ = result.measured.sample[system]
+    inside = scores.min() >= 0 and scores.max() <= 1
+    read = {"score" if inside else "sigmoid of the score": probabilities(scores)}
+    scored = result.scored.get(system)
+    if scored is not None and scored.calibrated is not None:
+        read["calibrated"] = scored.calibrated(scores)
+    return read
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:

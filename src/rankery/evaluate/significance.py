@@ -17,7 +17,7 @@ from rankery.errors import InputError
 
 SAMPLES = 10_000
 DRAWS = 300_000_000  # of many queries fewer samples are drawn, and needed
-BLOCK = 10_000_000  # draws held in memory at once
+BLOCK = 2_000_000  # draws held in memory at once
 TIE = 1e-12  # relative; sums in another order round differently
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankery.evaluate.inputs import Texts
+from rankery.evaluate.inputs import Texts, unknown
 from rankery.evaluate.measures import Measured
 from rankery.evaluate.trec import TrecFile
 
@@ -63,13 +63,12 @@ def dimensions_of(
 
 def _document_lengths(queries: list[str], run: TrecFile, texts: Texts) -> np.ndarray:
     values = np.full(len(queries), np.nan)
+    if texts.document is unknown:
+        return values
     for i, query in enumerate(queries):
-        lengths = [_length(texts.document(name)) for name in run[query]]
-        if not lengths or np.isnan(lengths[0]):
-            if i == 0:
-                break  # no texts at all
-            continue
-        values[i] = np.nanmean(lengths)
+        known = [len(text) for name in run[query] if (text := texts.document(name)) is not None]
+        if known:
+            values[i] = np.mean(known)
     return values
 
 

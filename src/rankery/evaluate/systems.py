@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ class Scored:
     parameters: int | None = None
     megabytes: float | None = None  # of the weights in memory
     cut: np.ndarray | None = None  # [P] bool, whether truncation took tokens
+    calibrated: Callable[[np.ndarray], np.ndarray] | None = None  # scores to probabilities, by the model's calibration
 
 
 def names_of(systems: Sequence[System]) -> list[str]:
@@ -116,7 +117,7 @@ def _score_model(model: str, candidates: Candidates, group: Group, options: dict
     seconds = time.monotonic() - begun
     cut: np.ndarray = np.zeros(len(texts), np.int32)
     cut[mine] = _cut(own, reranker, scoring["max_length"])
-    return Scored(scores, seconds, *_size(reranker.model), group.add_up(cut) > 0)
+    return Scored(scores, seconds, *_size(reranker.model), group.add_up(cut) > 0, _calibrated(reranker))
 
 
 def _share(pairs: int, group: Group) -> np.ndarray:
@@ -138,6 +139,19 @@ def _cut(pairs: Sequence[tuple[str, str]], reranker: Any, max_length: int | None
             counts[text] = len(ids)
         tokens.append(np.array([counts[pair[i]] for pair in pairs], np.int64))
     return tokens[0] + tokens[1] > template.room
+
+
+def _calibrated(reranker: Any) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Probabilities of what the reranker ranks by; None without a calibration."""
+    from scipy.special import logit
+
+    from rankery.models.calibration import SURE
+
+    calibration, several = reranker.calibration, reranker.num_labels > 1
+    if calibration is None:
+        return None
+    # With several labels documents are ranked by the expected grade, and calibrated by its logit.
+    return lambda scores: calibration.probabilities(logit(np.clip(scores, SURE, 1 - SURE)) if several else scores)
 
 
 def _size(model: Any) -> tuple[int, float]:
