@@ -35,6 +35,7 @@ from rankery.models.contract import PROBES
 from rankery.training import loop
 from rankery.training.engine import start_engine
 from rankery.training.run import Run, build
+from rankery.training.step import settle, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the tests' tiny models
@@ -94,7 +95,7 @@ class Bench:
 
     def steps(self, run: Run) -> torch.Tensor:
         """(loss, gradient norm) of each step, [STEPS, 2]."""
-        return torch.tensor([loop.train_step(run, number, batches)[:2] for number, batches in loop._steps(run, 0)])
+        return torch.tensor([settle(run, train_step(run, number, batches)) for number, batches in loop._steps(run, 0)])
 
 
 def largest_difference(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -135,8 +136,7 @@ def overflow(bench: Bench) -> str:
     before = next(run.model.parameters()).detach().clone()
     run.engine.scaler = torch.amp.GradScaler(run.engine.device.type, init_scale=2.0**40)  # no gradient survives this
     number, batches = next(loop._steps(run, 0))
-    _, _, updated = loop.train_step(run, number, batches)
-    assert not updated, "an overflow was counted as an update"
+    assert not train_step(run, number, batches).updated, "an overflow was counted as an update"
     assert torch.equal(before, next(run.model.parameters())), "an overflow changed the weights"
     return f"an overflow changed nothing and brought the loss scale to {run.engine.scaler.get_scale():.0f}"
 

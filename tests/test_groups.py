@@ -72,9 +72,9 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
     """Those of the first step, before clipping and update."""
     found: dict[str, torch.Tensor] = {}
 
-    def keep(*_: object) -> tuple[float, bool]:
+    def keep(*_: object) -> tuple[torch.Tensor, bool]:
         found.update({name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None})
-        return 1.0, True
+        return torch.tensor(1.0), True
 
     run.engine.update = keep  # type: ignore[method-assign]
     run.model.train()

@@ -110,7 +110,12 @@ class DeepSpeedEngine(Engine):
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         self.deepspeed.backward(loss * self.processes)  # DeepSpeed reduces to a mean
 
-    def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> tuple[float, bool]:
+    def update(
+        self, optimizer: torch.optim.Optimizer, max_grad_norm: float, loss: torch.Tensor
+    ) -> tuple[torch.Tensor, bool]:
+        self.held = self.held | ~torch.isfinite(loss)
+        if self.held:
+            return torch.zeros((), device=self.device), False
         norm = None
         if self.stage == 0:
             gradients = [
@@ -120,7 +125,9 @@ class DeepSpeedEngine(Engine):
         before = self.deepspeed.skipped_steps
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if norm is None else norm
-        return float(norm), self.deepspeed.skipped_steps == before
+        norm = torch.as_tensor(norm, device=self.device)
+        self.held = ~torch.isfinite(norm)
+        return norm, self.deepspeed.skipped_steps == before
 
     def model_state(self, model: torch.nn.Module, trained_only: bool) -> dict[str, torch.Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param

@@ -74,6 +74,10 @@ class Engine:
         self.processes: int = state.num_processes
         self.process: int = state.process_index
         self.is_main: bool = state.is_main_process
+        # Processes talk on the host too, where nothing waits for devices.
+        self.hosts = dist.new_group(backend="gloo") if self.processes > 1 and self.device.type != "cpu" else None
+        # True, on the device, once a loss or gradient was not finite: nothing is updated from then on.
+        self.held = torch.tensor(False, device=self.device)
         # Loss scaling for fp16; does nothing otherwise.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
@@ -104,23 +108,36 @@ class Engine:
         scale = self.processes if self.kind == "fsdp2" else 1  # FSDP2 reduces to a mean
         self.scaler.scale(loss * scale).backward()
 
-    def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> tuple[float, bool]:
-        """(gradient norm before clipping, whether the weights were updated); a norm that is not finite updates nothing."""
+    def update(
+        self, optimizer: torch.optim.Optimizer, max_grad_norm: float, loss: torch.Tensor
+    ) -> tuple[torch.Tensor, bool]:
+        """(gradient norm before clipping, whether the weights were updated if `loss` and norm are finite).
+
+        Where they are not, nothing is updated, now and later: fused optimisers look at the flag on the device, the others wait
+        for it. Under fp16 only a loss that is not finite is meant, an overflow of gradients lowers the loss scale.
+        """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.exchange_gradients(parameters)
         self.scaler.unscale_(optimizer)
         norm = gradient_norm(parameters)
-        if not torch.isfinite(norm):
-            if (
-                self.scaler.is_enabled()
-            ):  # an overflow; the norm is that of all processes, so all of them skip the update
+        if self.scaler.is_enabled() or self.sharded:
+            overflow = self.scaler.is_enabled() and not torch.isfinite(norm)
+            self.held = self.held | ~torch.isfinite(loss)
+            if overflow:  # the norm is that of all processes, so all of them skip the update
                 self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
-            return float(norm), False
+            elif not torch.isfinite(norm):
+                self.held = torch.ones_like(self.held)
+            if overflow or self.held:
+                return norm, False
+        else:
+            assert optimizer.defaults["fused"], "only fused optimisers look at found_inf"
+            self.held = self.held | ~torch.isfinite(loss) | ~torch.isfinite(norm)
+            optimizer.found_inf = self.held.float()  # type: ignore[attr-defined]
         if max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
         self.scaler.step(optimizer)
         self.scaler.update()
-        return float(norm), True
+        return norm, True
 
     def exchange_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """DDP: gradients become their sum over processes, in fp32. FSDP2 has reduced them in the backward pass."""
@@ -136,6 +153,14 @@ class Engine:
                 piece = []
         if piece:
             _sum_in_place(piece)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any process; sharded ones never ask, they stop at once."""
+        if self.processes == 1 or self.sharded:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.hosts)
+        return bool(flags)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over processes."""

@@ -6,6 +6,7 @@ callbacks for logging, evaluating and saving, which hide the order in which they
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from rankery.training.describe import describe
 from rankery.training.optim import lr_factor, set_lr
 from rankery.training.report import write_report
 from rankery.training.run import Run
-from rankery.training.step import step_batches, stop_all, train_step
+from rankery.training.step import Outcome, settle, step_batches, stop_all, train_step
 from rankery.training.tracking import Progress, Tracker
 from rankery.training.validation import evaluate
 
@@ -47,25 +48,24 @@ def fit(run: Run) -> Path:
     if run.val_data is not None and state["step"] == 0:
         _evaluate(run, state, tracker)
     run.model.train()
-    progress = Progress(run, state["step"])
+    progress, running = Progress(run, state["step"]), deque[Outcome]()
     for number, batches in _steps(run, state["step"]):
         if _stopped_early(run, state):
             run.say(f"stopped early: no better {_best_metric(run)} in {config.patience} evaluations")
             break
-        set_lr(run.optimizer, lr_factor(state["updates"], run.steps, config.warmup_proportion))
-        loss, norm, updated = train_step(run, number, batches)
-        state["step"], state["updates"] = number + 1, state["updates"] + updated
-        state["loss_sum"], state["loss_steps"] = state["loss_sum"] + loss, state["loss_steps"] + 1
-        progress.update(loss, len(run.plan.pairs(number)[0]), batches)
-        if state["step"] % config.log_interval == 0 or state["step"] == run.steps:
+        set_lr(run.optimizer, lr_factor(state["updates"] + len(running), run.steps, config.warmup_proportion))
+        running.append(train_step(run, number, batches))
+        logs, evaluates, saves = _due(run, number + 1)
+        # One step runs on while the next is prepared; fp16 waits, since an overflow shifts the schedule.
+        keep = 0 if logs or evaluates or saves or run.engine.scaler.is_enabled() else 1
+        while len(running) > keep:
+            norm = _settle(run, state, running.popleft(), progress)
+        if logs:
             _log(run, state, tracker, norm, progress)
-        end_of_epoch = state["step"] % run.plan.steps_per_epoch == 0
-        if run.val_data is not None and _due(state["step"], config.eval_steps, end_of_epoch, run.steps):
+        if evaluates:
             with progress.paused():
                 _evaluate(run, state, tracker)
-        if (config.save_on_epoch_end and end_of_epoch) or (
-            config.save_steps and state["step"] % config.save_steps == 0
-        ):
+        if saves:
             with progress.paused():
                 _save_checkpoint(run, state, tracker)
     progress.close()
@@ -89,8 +89,21 @@ def _steps(run: Run, first: int) -> Iterator[tuple[int, list[Work]]]:
         yield number, step_batches(run)[number] if batches is None else batches
 
 
-def _due(step: int, every: int | None, end_of_epoch: bool, last: int) -> bool:
-    return step == last or (step % every == 0 if every else end_of_epoch)
+def _due(run: Run, step: int) -> tuple[bool, bool, bool]:
+    """Whether the end of a step (from 1) is the time to log, to evaluate, to save a checkpoint."""
+    config, ends_epoch, is_last = run.config, step % run.plan.steps_per_epoch == 0, step == run.steps
+    evaluates = is_last or (step % config.eval_steps == 0 if config.eval_steps else ends_epoch)
+    saves = (config.save_on_epoch_end and ends_epoch) or bool(config.save_steps and step % config.save_steps == 0)
+    return step % config.log_interval == 0 or is_last, run.val_data is not None and evaluates, saves
+
+
+def _settle(run: Run, state: dict[str, Any], outcome: Outcome, progress: Progress) -> float:
+    """A step becomes a part of the run's state; returns its gradient norm."""
+    loss, norm = settle(run, outcome)
+    state["step"], state["updates"] = outcome.number + 1, state["updates"] + outcome.updated
+    state["loss_sum"], state["loss_steps"] = state["loss_sum"] + loss, state["loss_steps"] + 1
+    progress.update(loss, outcome.lr, len(outcome.pairs), outcome.works)
+    return norm
 
 
 def _best_metric(run: Run) -> str | None:

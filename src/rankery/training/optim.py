@@ -47,7 +47,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, fused: bool) -> torch
         groups.setdefault((lr, decay), []).append(parameter)
     settings = [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": d} for (lr, d), p in groups.items()]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.lr)
+        return torch.optim.SGD(settings, lr=config.lr, fused=fused)
     return torch.optim.AdamW(settings, lr=config.lr, fused=fused)
 
 

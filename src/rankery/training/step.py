@@ -5,7 +5,8 @@ seeded before each pass through the model from (seed, step, first pair), so that
 A group that is over the token budget takes two passes: scores without a graph first, then batch by batch with the gradient that
 the loss has for each score; exact, since scores depend on each other only through the loss (Gao et al. 2021, "Scaling deep
 contrastive learning batch size under memory limited setup"). A loss that is not finite stops before the update; running out of
-memory repeats the step with half the token budget. Rejected: carrying generator states in checkpoints, which ties masks to the
+memory repeats the step with half the token budget. A step does not wait for the device: its numbers are read later (`settle`),
+and until then the device itself holds updates back. Rejected: carrying generator states in checkpoints, which ties masks to the
 number of processes and cuts.
 """
 
@@ -15,8 +16,9 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from rankery.data.collate import Batch, StepBatches, Work
@@ -27,12 +29,45 @@ from rankery.training.engine import Engine
 from rankery.training.offload import activations_on_cpu
 from rankery.training.run import Run
 
+# A micro-batch that ran: its share of the loss, the logits of its pairs, and which pairs.
+Done = tuple[torch.Tensor, torch.Tensor, np.ndarray]
 
-def train_step(run: Run, number: int, works: list[Work]) -> tuple[float, float, bool]:
-    """One optimiser update: (loss of the step, gradient norm before clipping, whether the weights were updated).
+
+class Arriving:
+    """Numbers on their way from a device: reading them waits for what they depend on, not for what was launched after it."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values, self.event = values, None
+        if values.device.type == "cuda":
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def read(self) -> list[float]:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.values.tolist()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to; `settle` reads it."""
+
+    number: int
+    pairs: np.ndarray
+    lr: float
+    updated: bool  # the weights, if loss and gradient are finite
+    numbers: Arriving  # (loss of the step, gradient norm before clipping)
+    done: list[Done]
+    works: list[Work]  # what this process ran
+
+
+def train_step(run: Run, number: int, works: list[Work]) -> Outcome:
+    """One optimiser update, on its way.
 
     Raises:
-        InputError: a loss or gradient that is not finite, with the examples; or not even one pair fits into memory.
+        InputError: not even one pair fits into memory.
     """
     engine = run.engine
     pairs, sizes = run.plan.pairs(number)
@@ -40,25 +75,29 @@ def train_step(run: Run, number: int, works: list[Work]) -> tuple[float, float, 
     while True:
         run.optimizer.zero_grad(set_to_none=True)
         done, out_of_memory = _backward(run, number, works, counts)
-        failed = sum(1 for loss, _, _ in done if not torch.isfinite(loss))
-        total = float(sum(loss.cpu().double() for loss, _, _ in done)) if not failed else 0.0
-        total, failed_anywhere, memory_anywhere = engine.sum(
-            torch.tensor([total, float(failed), float(out_of_memory)], dtype=torch.float64)
-        ).tolist()
-        if not memory_anywhere:
+        if not engine.any(out_of_memory):
             break
         works = _halve_budget(run, number)
-    if failed_anywhere:
-        raise _not_finite(run, number, "the loss", _culprits(engine, done))
-    norm, updated = engine.update(run.optimizer, run.config.max_grad_norm)
+    exact = torch.float32 if engine.device.type == "mps" else torch.float64
+    total = engine.sum(torch.stack([loss for loss, _, _ in done]).to(exact).sum())
+    norm, updated = engine.update(run.optimizer, run.config.max_grad_norm, total)
+    numbers = Arriving(torch.stack([total, norm.to(total.device, exact)]))
+    return Outcome(number, pairs, run.optimizer.param_groups[0]["lr"], updated, numbers, done, works)
+
+
+def settle(run: Run, outcome: Outcome) -> tuple[float, float]:
+    """(loss of a step, gradient norm before clipping).
+
+    Raises:
+        InputError: one of them is not finite, with the examples; that step updated nothing, nor did any after it.
+    """
+    loss, norm = outcome.numbers.read()
+    if not math.isfinite(loss):
+        raise _not_finite(run, outcome.number, "the loss", _culprits(run.engine, outcome.done))
     # fp16: an overflow, which scales the loss down
     if not math.isfinite(norm) and run.config.mixed_precision != "fp16":
-        raise _not_finite(run, number, "the gradient", [int(pair) for pair in pairs])
-    return total, norm, updated
-
-
-# A micro-batch that ran: its share of the loss, and the logits of its pairs.
-Done = tuple[torch.Tensor, torch.Tensor, Work]
+        raise _not_finite(run, outcome.number, "the gradient", [int(pair) for pair in outcome.pairs])
+    return loss, norm
 
 
 def _backward(run: Run, number: int, works: list[Work], counts: tuple[int, ...]) -> tuple[list[Done], bool]:
@@ -73,7 +112,7 @@ def _backward(run: Run, number: int, works: list[Work], counts: tuple[int, ...])
                 logits = _logits(run, number, work.batches[0], int(work.pairs[0]))
                 loss = run.objective(logits, work.targets, work.sizes, counts) * work.weight
                 run.engine.backward(loss, is_last)
-            done.append((loss.detach(), logits.detach(), work))
+            done.append((loss.detach(), logits.detach(), work.pairs))
     except torch.OutOfMemoryError:
         if run.engine.sharded:
             stop_all(run)
@@ -152,12 +191,12 @@ def _culprits(engine: Engine, done: list[Done]) -> list[int]:
     """Pairs of all processes whose own logits are not finite; if there are none, all of the micro-batches whose loss is not."""
     odd: list[int] = []
     near: list[int] = []
-    for loss, logits, work in done:
-        finite = torch.isfinite(logits.reshape(len(work.pairs), -1)).all(dim=1).cpu().numpy()
-        odd += work.pairs[~finite].tolist()
-        near += [] if torch.isfinite(loss) else work.pairs.tolist()
+    for loss, logits, pairs in done:
+        finite = torch.isfinite(logits.reshape(len(pairs), -1)).all(dim=1).cpu().numpy()
+        odd += pairs[~finite].tolist()
+        near += [] if torch.isfinite(loss) else pairs.tolist()
     found = engine.gather((odd, near))
-    return [pair for pairs, _ in found for pair in pairs] or [pair for _, pairs in found for pair in pairs]
+    return [pair for some, _ in found for pair in some] or [pair for _, some in found for pair in some]
 
 
 def _not_finite(run: Run, number: int, what: str, pairs: list[int]) -> InputError:

@@ -129,7 +129,7 @@ class Progress:
             total=run.steps, initial=first, unit="step", disable=not (run.engine.is_main and sys.stderr.isatty())
         )
 
-    def update(self, loss: float, pairs: int, works: Sequence[Work]) -> None:
+    def update(self, loss: float, lr: float, pairs: int, works: Sequence[Work]) -> None:
         """A step of so many pairs on all processes, of which this one ran `works`."""
         self.step, self.pairs = self.step + 1, self.pairs + pairs
         self.lap_pairs += pairs
@@ -138,7 +138,6 @@ class Progress:
             self.lap_real += int(self.run.plan.lengths[work.pairs].sum()) if work.weight else 0
         self.loss, self.summed = self.loss + loss, self.summed + 1
         self.bar.update(1)
-        lr = self.run.optimizer.param_groups[0]["lr"]
         self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self.rate():.1f} pairs/s", refresh=False)
         per_epoch = self.run.plan.steps_per_epoch
         if self.step % per_epoch == 0:
