@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from rankery import __version__
 from rankery.errors import InputError
-from rankery.verbs import calibrate, check, compare, demo, distil, evaluate, export, mine, rerank, score, train
+from rankery.verbs import calibrate, check, compare, demo, distil, evaluate, export, mine, rerank, score, train, tune
 
-VERBS = (check, train, compare, evaluate, calibrate, rerank, score, mine, distil, export, demo)
+VERBS = (check, tune, train, compare, evaluate, calibrate, rerank, score, mine, distil, export, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

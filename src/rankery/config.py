@@ -145,7 +145,9 @@ class TrainConfig(BaseModel):
         description="keep activations for the backward pass in the CPU's memory; saves accelerator memory, costs time",
     )
     token_budget: int | None = Field(
-        None, gt=0, description="tokens a micro-batch computes at most, padding included; empty: chosen for the device"
+        None,
+        gt=0,
+        description="tokens a micro-batch computes at most, padding included; empty: what rankery tune kept, else chosen for the device",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto", description="pairs end to end in one row, without padding; auto: where the model's family can"

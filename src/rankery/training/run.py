@@ -38,6 +38,7 @@ from rankery.training.describe import describe_data
 from rankery.training.engine import DTYPES, Engine, start_engine
 from rankery.training.optim import unused_groups
 from rankery.training.tracking import check_tracker
+from rankery.training.tuned import read_tuned, tuned_file, tuned_key
 
 # Keys of the configuration that `from_pretrained` of both kinds of reranker takes.
 MODEL_KEYS = (
@@ -125,9 +126,18 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     if problems := problems + unused_groups(reranker.model, config.lr_groups):
         raise InputError(problems, shared=True)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
+    layout = reranker.layout
+    tokens = data["train"].lengths
+    if layout == "shared" and is_grouped(config.loss_type):
+        query = np.asarray(data["train"].arrays["pair_query"])
+        tokens = own_tokens(tokens, data["train"].heads, query, config.train_group_size)
+    elif layout == "shared":
+        layout = "packed"  # single pairs of a query meet by chance only
     budget = engine.on_main(lambda: output.token_budget(config, start))
     if not budget:  # of the smallest device: all processes follow one plan
-        budget = min(engine.gather(default_token_budget(reranker.model.config, engine.device, training=True)))
+        tuned = read_tuned(tuned_file(config)).get(tuned_key(config, reranker.model.config, layout, engine.device))
+        own = tuned or default_token_budget(reranker.model.config, engine.device, training=True)
+        budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
     run_info = engine.on_main(lambda: output.claim(resolved, list(keys.values()), batch))
     reranker.labels = (config.min_label, config.max_label)
@@ -140,13 +150,6 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
             engine.scaler.load_state_dict(start["scaler"])
-    layout = reranker.layout
-    tokens = data["train"].lengths
-    if layout == "shared" and is_grouped(config.loss_type):
-        query = np.asarray(data["train"].arrays["pair_query"])
-        tokens = own_tokens(tokens, data["train"].heads, query, config.train_group_size)
-    elif layout == "shared":
-        layout = "packed"  # single pairs of a query meet by chance only
     plan = Plan(examples, tokens, config.seed, batch, engine.processes, budget, layout)
     summary = "\n".join(describe_data(name, encoded) for name, encoded in data.items())
     if dropped:

@@ -74,7 +74,7 @@ def train_step(run: Run, number: int, works: list[Work]) -> Outcome:
     counts = run.objective.counts(torch.from_numpy(run.train_data.targets(pairs)), sizes)
     while True:
         run.optimizer.zero_grad(set_to_none=True)
-        done, out_of_memory = _backward(run, number, works, counts)
+        done, out_of_memory = backward(run, number, works, counts)
         if not engine.any(out_of_memory):
             break
         works = _halve_budget(run, number)
@@ -100,7 +100,7 @@ def settle(run: Run, outcome: Outcome) -> tuple[float, float]:
     return loss, norm
 
 
-def _backward(run: Run, number: int, works: list[Work], counts: tuple[int, ...]) -> tuple[list[Done], bool]:
+def backward(run: Run, number: int, works: list[Work], counts: tuple[int, ...]) -> tuple[list[Done], bool]:
     """Local forward and backward passes: (what ran, whether memory ran out)."""
     done: list[Done] = []
     try:
