@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from rankery.data.packing import upload
+
 # Shapes: B pairs, C classes, G groups, N documents of the largest group.
 Loss = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
 # Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
@@ -218,7 +220,7 @@ def _groups(
         return torch.nn.utils.rnn.pad_sequence(list(values.float().split(parts)), batch_first=True)
 
     scores = rows(logits)
-    lengths = torch.tensor(parts, device=scores.device)
+    lengths = upload(torch.tensor(parts), scores.device)
     return scores, rows(targets), torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
 
 

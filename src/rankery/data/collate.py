@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rankery.data.encoding import EncodedPairs
-from rankery.data.packing import Packing, packing_of
+from rankery.data.packing import Packing, packing_of, upload
 from rankery.data.plan import Layout, MicroBatch, Plan
 
 # Shapes: B pairs, T tokens of the longest (rounded up to a multiple on accelerators), N tokens of all pairs.
@@ -39,7 +39,8 @@ class Batch:
         return len(self.input_ids if self.packing is None else self.packing.first)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(x if x is None else x.to(device) for x in self.arguments))
+        ids, mask, types = (x if x is None else upload(x, device) for x in self.arguments[:3])
+        return Batch(ids, mask, types, self.packing and self.packing.to(device))
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Work:
     def to(self, device: torch.device) -> Work:
         """The same on a device; the batches of a large group stay where they are until they run."""
         batches = tuple(batch.to(device) for batch in self.batches) if len(self.batches) == 1 else self.batches
-        return replace(self, batches=batches, targets=self.targets.to(device, non_blocking=True))
+        return replace(self, batches=batches, targets=upload(self.targets, device))
 
 
 def pack(rows: Sequence[Row], heads: Sequence[int] | None = None, queries: Sequence[int] | None = None) -> Batch:

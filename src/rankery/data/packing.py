@@ -44,13 +44,21 @@ class Packing:
     token: torch.Tensor  # [M] which token stands in each place; any in padding
     place: torch.Tensor  # [N] where each token stands
     padding: torch.Tensor  # [places without a token] which they are
+    row_lengths: torch.Tensor  # [rows of all chunks]
+    bounds: torch.Tensor  # [pieces + 1] int32, where each begins, and the end
+    longest: int  # piece
     chunks: tuple[Chunk, ...]
     masks: dict[object, torch.Tensor | None] = field(default_factory=dict)  # attention masks, made by the first layer
 
     def to(self, device: torch.device) -> Packing:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+        moved = {k: upload(v, device) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
         return replace(self, **moved, masks={})
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; a copy to a GPU runs beside what the GPU and the host do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def packing_of(
@@ -95,6 +103,9 @@ def packing_of(
         token=torch.from_numpy(np.maximum(tokens, 0)),
         place=torch.from_numpy(place),
         padding=torch.from_numpy(np.flatnonzero(tokens < 0)),
+        row_lengths=torch.tensor([length for chunk in chunks for length in chunk.lengths]),
+        bounds=torch.from_numpy(np.append(begin, pieces.sum()).astype(np.int32)),
+        longest=int(pieces.max()),
         chunks=tuple(chunks),
     )
 

@@ -4,6 +4,7 @@ Contract: logits and gradients of packed pairs equal those of padded ones to rou
 that its config names; the ones registered here lay the tokens out as rows of each chunk, call the family's own function on them
 and lay the result end to end again; padded rows they leave to that function. Encoders' heads read the first place of a row, so
 a hook hands them each pair's first token. Nothing is kept between calls: several threads may score with one model.
+On GPUs, in half precision, torch's kernel for rows of several pairs does the same without the chunks (varlen.py).
 Rejected: copies of the models with another attention, and a mask of the whole row.
 """
 
@@ -18,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rankery.data.packing import Chunk, Packing
+from rankery.models.varlen import varlen_attention
 
 # Shapes: N tokens, M places, H heads (of keys and values there may be fewer), D width of a head, B rows of a chunk, T its width.
 
@@ -92,9 +94,14 @@ def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
         causal = bool(getattr(module, "is_causal", False)) and is_causal(module.config)
         options["is_causal"] = causal
         window = options.get("sliding_window")
+        if inner == "sdpa":
+            out_of_kernel = varlen_attention(query, key, value, packing, causal, window, options)
+            if out_of_kernel is not None:
+                return out_of_kernel, None
         split = [chunk.places for chunk in packing.chunks]
         places = [_unpacked(x, packing).split(split) for x in (query, key, value)]
         lengths = [length for _, length in packing.trunks]
+        rows_of_chunks = packing.row_lengths.split([len(chunk.lengths) for chunk in packing.chunks])
         # Cut with split: a slice's gradient is as large as the whole row.
         trunks = [x.split([*lengths, x.shape[2] - sum(lengths)], dim=2) for x in (key, value)]
         out = []
@@ -106,7 +113,9 @@ def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
             kind = (number, causal, window, query.dtype)
             if kind not in packing.masks:
                 seen = lengths[chunk.trunk] if chunk.trunk is not None else 0
-                packing.masks[kind] = chunk_mask(chunk, seen, causal, window, query.dtype, query.device, inner)
+                packing.masks[kind] = chunk_mask(
+                    chunk, rows_of_chunks[number], seen, causal, window, query.dtype, inner
+                )
             out.append(function(module, *rows, packing.masks[kind], **options)[0].flatten(0, 1))
         joined = torch.cat(out)
         tokens = _Rows.apply(joined.flatten(1), packing.place, packing.token, packing.padding)
@@ -123,14 +132,14 @@ def _unpacked(tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 
 def chunk_mask(
-    chunk: Chunk, before: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device, inner: str
+    chunk: Chunk, lengths: torch.Tensor, before: int, causal: bool, window: int | None, dtype: torch.dtype, inner: str
 ) -> torch.Tensor | None:
     """Which places of a row see which, [B or 1, 1, T, before + T]: bool for torch's function, to be added for plain products; None: all.
 
-    `before`: tokens of the trunk, which come first among the keys; causal attention alone has one. A padded place sees itself at
+    `lengths`: of the rows, where the mask shall be. `before`: tokens of the trunk, which come first among the keys; causal attention alone has one. A padded place sees itself at
     least, so that its (unused) output is a number.
     """
-    across = torch.arange(before + chunk.width, device=device)
+    across = torch.arange(before + chunk.width, device=lengths.device)
     distance = across[before:, None] - across  # [T, before + T] how far back the key is
     windowed = window is not None and window < before + chunk.width
     # Keys in padding come after every real token: where attention is causal, no mask is needed for them.
@@ -143,7 +152,7 @@ def chunk_mask(
     if windowed:
         seen = seen & (distance.abs() < window)
     if padded:
-        seen = seen & (across < torch.tensor(chunk.lengths, device=device)[:, None, None, None]) | (distance == 0)
+        seen = seen & (across < lengths[:, None, None, None]) | (distance == 0)
     if inner == "sdpa":
         return seen
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
