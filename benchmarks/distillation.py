@@ -14,6 +14,8 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +70,10 @@ def main() -> None:
             )
         return folder / "model"
 
-    def kept(name: str, folder: Path) -> np.ndarray:
+    def kept(name: str, folder: Callable[[], Path]) -> np.ndarray:
         file = arguments.work / f"{name}.npy"
         if not file.is_file():
-            np.save(file, score(folder, records))
+            np.save(file, score(folder(), records))
         return np.load(file)
 
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -82,13 +84,13 @@ def main() -> None:
     if not scored.is_file():
         score_file([Teacher(open_reranker(folder)) for folder in folders], [data / "train.jsonl"], scored)
     runs: dict[str, list[np.ndarray]] = {"BM25": [bm25_scores(records)]}
-    runs["teacher"] = [np.mean([kept(f"teacher_{i}", Path(folder)) for i, folder in enumerate(folders)], axis=0)]
-    runs["student, labels"] = [
-        kept(f"labels_{seed}", model("labels", seed, data / "train.jsonl", arguments.loss)) for seed in arguments.seeds
-    ]
-    runs["student, distilled"] = [
-        kept(f"distilled_{seed}", model("distilled", seed, scored, "listwise_kl")) for seed in arguments.seeds
-    ]
+    of_teachers = [kept(f"teacher_{i}", partial(Path, folder)) for i, folder in enumerate(folders)]
+    runs["teacher"] = [np.mean(of_teachers, axis=0)]
+    learnt_from = {"labels": (data / "train.jsonl", arguments.loss), "distilled": (scored, "listwise_kl")}
+    for kind, (file, loss) in learnt_from.items():
+        runs[f"student, {kind}"] = [
+            kept(f"{kind}_{seed}", partial(model, kind, seed, file, loss)) for seed in arguments.seeds
+        ]
     values = {
         name: {key: np.mean([per_query_metrics(pairs_of(records), s)[key] for s in scores], axis=0) for key in SHOWN}
         for name, scores in runs.items()
