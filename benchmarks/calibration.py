@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from train_speed import machine
+from machine import machine
 
 from rankery import train
 from rankery.calibrate.run import calibrate_model

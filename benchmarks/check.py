@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate, islice
 from pathlib import Path
 
+from machine import machine
 from memory import Peak, anonymous_memory
-from train_speed import machine
 
 LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
 

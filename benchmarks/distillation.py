@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 from quality import score, tuned
-from train_speed import machine
 
 from rankery.data.records import read_records
 from rankery.demo_data import base_model_path

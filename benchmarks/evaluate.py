@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 from memory import Peak, anonymous_memory
-from train_speed import machine
 
 
 def main() -> None:

@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_speed import BATCH, machine, ours, peer, write
+from machine import machine
+from train_speed import ours, sentence_transformers
+from work import BATCH, Work, write
 
 from rankery import CrossEncoder, LLMDecoder
 from rankery.config import load_config
@@ -227,12 +229,16 @@ def speed(model: Path, pairs: int, has_device: bool) -> None:
     from sentence_transformers import CrossEncoder as Peer
 
     rows = docstring_pairs(pairs, seed=4)
+    job = Work("docstrings", 512, rows)
     texts = [(query, document) for query, document, _ in rows]
     device = "cuda" if has_device else "cpu"
     mine = CrossEncoder.from_pretrained(model, seed=0, dtype="bfloat16")
     other = Peer(str(model), num_labels=1, max_length=512, device=device, model_kwargs={"dtype": torch.bfloat16})
     systems: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
-        "training, bf16": (lambda: ours(rows, "bf16", model), lambda: peer(rows, True, model)),
+        "training, bf16": (
+            lambda: ours(job, "bf16", model),
+            lambda: sentence_transformers(job, True, model),
+        ),
         "prediction, bf16": (
             lambda: seconds(lambda: mine.compute_score(texts)),
             lambda: seconds(lambda: other.predict(texts, batch_size=128, show_progress_bar=False)),

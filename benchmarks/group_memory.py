@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from train_speed import machine
+from machine import machine
 
 from rankery import demo_data
 

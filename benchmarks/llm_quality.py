@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from train_speed import machine
+from machine import machine
 
 from rankery import LLMDecoder, train
 from rankery.data.records import read_records

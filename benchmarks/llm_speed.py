@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from train_speed import machine
+from machine import machine
 
 from rankery import LLMDecoder
 from rankery.data.collate import pad

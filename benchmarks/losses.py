@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from quality import score, tuned
-from train_speed import machine
 
 from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.demo_data import base_model_path

@@ -19,7 +19,8 @@ import threading
 import time
 from pathlib import Path
 
-from train_speed import BATCH, machine
+from machine import machine
+from work import BATCH
 
 WORDS = [
     "sun",

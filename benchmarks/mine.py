@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from losses import SHOWN, trained, wikiqa
-from train_speed import machine
+from machine import machine
 
 from rankery.data.records import read_records
 from rankery.demo_data import base_model_path

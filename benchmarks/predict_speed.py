@@ -14,7 +14,7 @@ import time
 import warnings
 
 import torch
-from train_speed import machine
+from machine import machine
 
 from rankery import CrossEncoder
 from rankery.demo_data import base_model_path, docstring_pairs

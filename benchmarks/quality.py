@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_speed import machine
+from machine import machine
 
 from rankery import CrossEncoder, train
 from rankery.data.records import LabelRange, QueryRecord, read_records

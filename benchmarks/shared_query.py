@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_speed import machine
+from machine import machine
 
 from rankery import LLMDecoder
 from rankery.data.collate import Batch, pack, pad

@@ -19,8 +19,8 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 from quality import prefixed, score, tuned
-from train_speed import machine
 
 from rankery.data.records import QueryRecord, read_records
 from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores

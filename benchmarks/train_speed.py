@@ -1,15 +1,16 @@
-"""Training speed beside sentence-transformers: same base, data, batch and precision, in one run, in turns.
+"""Training speed beside sentence-transformers and transformers' Trainer: same base, data, batch and precision, in turns.
 
-    python benchmarks/train_speed.py [--steps 3] [--rounds 3]
+    python benchmarks/train_speed.py [--work docstrings|wikiqa|mediqa] [--data DATA] [--steps 3] [--rounds 3]
 
-Prints pairs a second of each, medians over rounds, and ratios; and the padding that each computes. Each measurement is
-a process of its own and starts with an untimed step. Work: (summary line, rest
-of docstring) pairs of Python's standard library, about 200 tokens, up to 512; batch 32; all-MiniLM-L6-v2.
+Prints pairs a second, peak memory and the share of the machine's matrix products that real tokens reach, medians over rounds;
+ratios; and the padding that each computes. Each measurement is a process of its own and starts with an untimed step. The
+default work: (summary line, rest of docstring) pairs of Python's standard library, about 200 tokens, up to 512. Batch 32.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import statistics
@@ -20,71 +21,84 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from machine import machine, matrix_rate, peak_memory, synchronize
+from work import BATCH, WORKS, Pairs, Work, work, write
 
 from rankery.data.encoding import encode, open_encoded
 from rankery.data.examples import Fixed, one_each
 from rankery.data.plan import Layout, Plan, computed_tokens
 from rankery.data.records import LabelRange
-from rankery.demo_data import base_model_path, docstring_pairs
-
-BATCH = 32
+from rankery.demo_data import base_model_path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", choices=WORKS, default="docstrings")
+    parser.add_argument("--data", type=Path, help="folder of the real data sets")
+    parser.add_argument("--base", type=Path, default=base_model_path(), help="base model; default: the demo's")
+    parser.add_argument("--max-len", type=int, help="tokens of a pair at most; default: the work's")
     parser.add_argument("--steps", type=int, default=3, help="updates of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--measure", choices=SYSTEMS, help=argparse.SUPPRESS)  # one measurement, in this process
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    pairs = docstring_pairs(BATCH * arguments.steps, seed=1)
+    job = work(arguments.work, BATCH * arguments.steps, arguments.data, arguments.max_len)
     if arguments.measure:
-        print(SYSTEMS[arguments.measure](pairs))
+        seconds = SYSTEMS[arguments.measure](job, arguments.base)
+        print(json.dumps({"seconds": seconds, "memory": peak_memory()}))
         return
     print(machine())
-    times: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+    lengths, needed = tokens(job, arguments.base), operations(arguments.base)
+    rates = {"fp32": matrix_rate(torch.float32), "bf16": matrix_rate(torch.bfloat16)}
+    print(
+        f"{job.name}: {len(job.pairs)} pairs in {arguments.steps} steps of {BATCH}, max_len {job.max_len}; matrix products: "
+        + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
+    )
+    print(padding(lengths))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.systems}
     for _ in range(arguments.rounds):
-        for name in SYSTEMS:
-            times[name].append(measured_alone(name, arguments.steps))
-    for name, values in times.items():
-        rate = statistics.median(len(pairs) / seconds for seconds in values)
-        print(f"{name:28} {rate:7.2f} pairs/s   (rounds: {', '.join(f'{t:.1f} s' for t in values)})")
+        for name in found:
+            found[name].append(measured_alone(name))
+    print(f"\n{'':28} pairs/s   peak MB   of the matrix rate")
+    for name, rows in found.items():
+        seconds = statistics.median(row["seconds"] for row in rows)
+        share = needed * lengths.sum() / seconds / rates[name.split()[-1]]
+        memory = statistics.median(row["memory"] for row in rows) / 1e6
+        print(f"{name:28} {len(job.pairs) / seconds:7.2f} {memory:9,.0f} {share:19.0%}")
     print()
-    for mine, other in (
-        ("rankery bf16", "sentence-transformers fp32"),
-        ("rankery bf16", "sentence-transformers bf16"),
-        ("rankery fp32", "sentence-transformers fp32"),
-    ):
-        ratios = [b / a for a, b in zip(times[mine], times[other], strict=True)]
-        print(f"{mine} / {other}: {statistics.median(ratios):.2f} x (min {min(ratios):.2f}, max {max(ratios):.2f})")
-    print(padding(pairs))
+    for mine, other in RATIOS:
+        if mine in found and other in found:
+            ratios = [b["seconds"] / a["seconds"] for a, b in zip(found[mine], found[other], strict=True)]
+            print(f"{mine} / {other}: {statistics.median(ratios):.2f} x (min {min(ratios):.2f}, max {max(ratios):.2f})")
 
 
-def measured_alone(name: str, steps: int) -> float:
-    """Seconds of one system in a process of its own, so that our memory settings do not help the other."""
-    command = [sys.executable, __file__, "--measure", name, "--steps", str(steps)]
+def measured_alone(name: str) -> dict[str, float]:
+    """One system in a process of its own, so that our memory settings do not help the others."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure", name]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return float(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def ours(pairs: list[tuple[str, str, float]], precision: str, model: Path | None = None) -> float:
+def ours(job: Work, precision: str, base: Path) -> float:
     """Seconds of the steps themselves, after a warm-up step, by the loop's own code."""
     from rankery.config import load_config
     from rankery.models.budget import keep_large_blocks
     from rankery.training.engine import start_engine
     from rankery.training.run import build
-    from rankery.training.step import step_batches, train_step
+    from rankery.training.step import settle, step_batches, train_step
 
     keep_large_blocks()
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             {
-                "model_name_or_path": str(model or base_model_path()), "train_dataset": str(write(pairs, Path(folder))),
+                "model_name_or_path": str(base), "train_dataset": str(write(job.pairs, Path(folder))), "max_len": job.max_len,
                 "output_dir": f"{folder}/out", "dataset_cache_dir": f"{folder}/cache", "batch_size": BATCH, "lr": 1e-5,
                 "mixed_precision": precision, "attention_dropout": 0.0, "log_with": "none",
             }
@@ -92,16 +106,15 @@ def ours(pairs: list[tuple[str, str, float]], precision: str, model: Path | None
         run = build(config, start_engine(config))
         run.model.train()
         batches = step_batches(run)
-        train_step(run, 0, batches[0])
-        synchronize()
+        settle(run, train_step(run, 0, batches[0]))
         begun = time.perf_counter()
         for number in range(run.plan.steps_per_epoch):
-            train_step(run, number, batches[number])
-        synchronize()
+            outcome = train_step(run, number, batches[number])
+        settle(run, outcome)
         return time.perf_counter() - begun
 
 
-def peer(pairs: list[tuple[str, str, float]], bf16: bool, model: Path | None = None) -> float:
+def sentence_transformers(job: Work, bf16: bool, base: Path) -> float:
     """Seconds of CrossEncoderTrainer over the same pairs, at its defaults, after a warm-up step."""
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
@@ -109,59 +122,111 @@ def peer(pairs: list[tuple[str, str, float]], bf16: bool, model: Path | None = N
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
     has_device = torch.cuda.is_available()
-    reranker = CrossEncoder(
-        str(model or base_model_path()), num_labels=1, max_length=512, device="cuda" if has_device else "cpu"
+    reranker = CrossEncoder(str(base), num_labels=1, max_length=job.max_len, device="cuda" if has_device else "cpu")
+    columns = ("query", "document", "label")
+
+    def run(rows: Pairs) -> float:
+        data = Dataset.from_dict(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = CrossEncoderTrainingArguments(output_dir=folder, bf16=bf16, **peer_settings(has_device))
+            loss = BinaryCrossEntropyLoss(reranker)
+            return trained(CrossEncoderTrainer(model=reranker, args=arguments, train_dataset=data, loss=loss))
+
+    run(job.pairs[:BATCH])
+    return run(job.pairs)
+
+
+def plain_trainer(job: Work, bf16: bool, base: Path) -> float:
+    """Seconds of transformers' Trainer, its batches grouped by length and padded to their longest: the best of its flags."""
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
     )
 
-    def run(rows: list[tuple[str, str, float]]) -> float:
-        data = Dataset.from_dict(
-            dict(zip(("query", "document", "label"), map(list, zip(*rows, strict=True)), strict=True))
-        )
+    has_device = torch.cuda.is_available()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, problem_type="multi_label_classification"
+    )
+
+    def run(rows: Pairs) -> float:
+        queries, documents, labels = map(list, zip(*rows, strict=True))
+        encoded = tokenizer(queries, documents, truncation="only_second", max_length=job.max_len)
+        data = Dataset.from_dict({**encoded, "labels": [[float(label)] for label in labels]})
         with tempfile.TemporaryDirectory() as folder:
-            arguments = CrossEncoderTrainingArguments(
-                output_dir=folder, num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=1e-5, bf16=bf16,
-                use_cpu=not has_device, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
-            )  # fmt: skip
-            trainer = CrossEncoderTrainer(
-                model=reranker, args=arguments, train_dataset=data, loss=BinaryCrossEntropyLoss(reranker)
+            arguments = TrainingArguments(
+                output_dir=folder, bf16=bf16, train_sampling_strategy="group_by_length", **peer_settings(has_device)
             )
-            begun = time.perf_counter()
-            trainer.train()
-            synchronize()
-            return time.perf_counter() - begun
+            collator = DataCollatorWithPadding(tokenizer)
+            return trained(Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator))
 
-    run(pairs[:BATCH])
-    return run(pairs)
+    run(job.pairs[:BATCH])
+    return run(job.pairs)
 
 
-def synchronize() -> None:
-    """Waits for an accelerator's queue, so that what was asked of it is in the time."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def peer_settings(has_device: bool) -> dict[str, Any]:
+    return {
+        "num_train_epochs": 1, "per_device_train_batch_size": BATCH, "learning_rate": 1e-5, "use_cpu": not has_device,
+        "save_strategy": "no", "report_to": [], "disable_tqdm": True, "logging_strategy": "no",
+    }  # fmt: skip
 
 
-def write(pairs: list[tuple[str, str, float]], folder: Path) -> Path:
-    import json
-
-    path = folder / "pairs.jsonl"
-    rows = (json.dumps({"query": query, "content": document, "label": label}) for query, document, label in pairs)
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
+def trained(trainer: Any) -> float:
+    begun = time.perf_counter()
+    trainer.train()
+    synchronize()
+    return time.perf_counter() - begun
 
 
-def padding(pairs: list[tuple[str, str, float]]) -> str:
-    """Tokens computed for each real one, by our cut and by random batches."""
+SYSTEMS: dict[str, Callable[[Work, Path], float]] = {
+    "sentence-transformers fp32": lambda job, base: sentence_transformers(job, False, base),
+    "sentence-transformers bf16": lambda job, base: sentence_transformers(job, True, base),
+    "Trainer by length fp32": lambda job, base: plain_trainer(job, False, base),
+    "Trainer by length bf16": lambda job, base: plain_trainer(job, True, base),
+    "rankery fp32": lambda job, base: ours(job, "no", base),
+    "rankery bf16": lambda job, base: ours(job, "bf16", base),
+}
+RATIOS = (
+    ("rankery bf16", "sentence-transformers fp32"),
+    ("rankery bf16", "sentence-transformers bf16"),
+    ("rankery fp32", "sentence-transformers fp32"),
+    ("rankery bf16", "Trainer by length bf16"),
+    ("rankery fp32", "Trainer by length fp32"),
+)
+
+
+def tokens(job: Work, base: Path) -> np.ndarray:
+    """Tokens of each pair."""
     from transformers import AutoTokenizer
 
     from rankery.data.template import pair_template
+
+    template = pair_template(AutoTokenizer.from_pretrained(base), job.max_len)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(job.pairs, Path(folder))
+        encode([path], AutoTokenizer.from_pretrained(base), template, LabelRange(), Path(folder) / "cache")
+        return np.array(open_encoded(Path(folder) / "cache", template, LabelRange(), [path]).lengths)
+
+
+def operations(base: Path) -> float:
+    """Floating-point operations of a token, forward and backward: six for each weight of a layer (attention apart)."""
+    from transformers import AutoModel
+
+    layers = max(
+        (module for module in AutoModel.from_pretrained(base).modules() if isinstance(module, torch.nn.ModuleList)),
+        key=len,
+    )
+    return 6.0 * sum(parameter.numel() for parameter in layers.parameters() if parameter.dim() > 1)
+
+
+def padding(lengths: np.ndarray) -> str:
+    """Tokens computed for each real one: packed, cut by length, and by random batches."""
     from rankery.models.budget import CPU_BUDGET
 
-    tokenizer = AutoTokenizer.from_pretrained(base_model_path())
-    template = pair_template(tokenizer, 512)
-    with tempfile.TemporaryDirectory() as folder:
-        path = write(pairs, Path(folder))
-        encode([path], tokenizer, template, LabelRange(), Path(folder) / "cache")
-        lengths = np.array(open_encoded(Path(folder) / "cache", template, LabelRange(), [path]).lengths)
     layouts: tuple[Layout, ...] = ("packed", "padded")
     plans = [Plan(Fixed(one_each(lengths)), lengths, 0, BATCH, 1, CPU_BUDGET, layout) for layout in layouts]
     packed, cut = (
@@ -172,29 +237,6 @@ def padding(pairs: list[tuple[str, str, float]]) -> str:
     return (
         f"tokens a pair: mean {lengths.mean():.0f}, most {lengths.max()}; computed for each real one: packed "
         f"{packed / real:.3f}, cut by length {cut / real:.3f}, random batches {padded / real:.2f}"
-    )
-
-
-SYSTEMS: dict[str, Callable[[list[tuple[str, str, float]]], float]] = {
-    "sentence-transformers fp32": lambda pairs: peer(pairs, bf16=False),
-    "sentence-transformers bf16": lambda pairs: peer(pairs, bf16=True),
-    "rankery fp32": lambda pairs: ours(pairs, "no"),
-    "rankery bf16": lambda pairs: ours(pairs, "bf16"),
-}
-
-
-def machine() -> str:
-    """Machine and versions, for the record."""
-    import platform
-
-    import sentence_transformers
-    import transformers
-
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return (
-        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, sentence-transformers {sentence_transformers.__version__}, "
-        f"{time.strftime('%Y-%m-%d')}"
     )
 
 
