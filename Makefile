@@ -7,7 +7,7 @@ DEMO_OUTPUT ?= demo_run
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint engines bench clean
+.PHONY: help demo test test-all lint engines bench bench-all clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,9 +46,18 @@ test-all: lint ## all tests, the slow ones too (tens of minutes)
 engines: $(VENV)/.dev ## every engine beside one process: the table of docs/engines.md (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/engine_table.py
 
-bench: $(VENV)/.bench ## speed of training and prediction beside sentence-transformers
+bench: $(VENV)/.bench ## speed of training and prediction beside others (under a quarter of an hour)
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/predict_speed.py
+
+bench-all: bench ## the other benchmarks that need no data but what they make (hours)
+	$(BIN)/python benchmarks/openvino_speed.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/memory.py --pairs 1000 10000 100000 1000000 --steps 50
+	$(BIN)/python benchmarks/group_memory.py
+	$(BIN)/python benchmarks/check.py
+	$(BIN)/python benchmarks/mine.py speed
+	$(BIN)/python benchmarks/evaluate.py
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""Memory of training on large data: peak anonymous memory (RssAnon) at 1,000,000 pairs and at 10,000.
+"""Training on more and more data: peak anonymous memory (RssAnon), start-up and speed at 10,000 and at 1,000,000 pairs.
 
     python benchmarks/memory.py [--pairs 10000 1000000] [--steps 200]
 
@@ -69,7 +69,7 @@ def main() -> None:
         print(
             f"{pairs:9,} pairs ({size:.0f} MB): peak {found['peak'] / 1e6:.0f} MB of anonymous memory; read and tokenised in "
             f"{found['prepared']:.0f} s, opened again in {found['opened']:.1f} s, {arguments.steps} steps in "
-            f"{found['trained']:.0f} s",
+            f"{found['trained']:.0f} s ({BATCH * arguments.steps / found['trained']:.0f} pairs/s)",
             flush=True,
         )
     print(
