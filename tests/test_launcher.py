@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT, launch, run_python
 
-from rankery import InputError
+from rankery import InputError, launcher
 from rankery.cli import main
 from rankery.launcher import COMMON, ENGINES
 from rankery.training.launch import asked_kind, launch_problems
@@ -106,6 +106,24 @@ def test_a_launch_that_is_stopped_while_it_starts() -> None:
     begun = time.monotonic()
     assert run_python(code).returncode == 128 + signal.SIGTERM
     assert time.monotonic() - begun < 50
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not one thread each, which torchrun would give them; what the user has set stays."""
+    assert [launcher.threads(n, 16)["OMP_NUM_THREADS"] for n in (1, 2, 3, 32)] == ["16", "8", "5", "1"]
+    code = f"import os; open({str(tmp_path / 'seen')!r}, 'a').write(os.environ['OMP_NUM_THREADS'] + ' ')"
+    original = launcher._run_to_the_end
+
+    def instead(command: list[str], environment: dict[str, str]) -> int:
+        return original([sys.executable, "-c", code], environment)
+
+    monkeypatch.setattr(launcher, "_run_to_the_end", instead)
+    monkeypatch.setattr(launcher, "usable_cores", lambda: 12)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert launcher.launch(3, "ddp", ["train"]) == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert launcher.launch(3, "ddp", ["train"]) == 0
+    assert (tmp_path / "seen").read_text() == "4 2 "
 
 
 def test_a_launcher_within_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -70,7 +70,16 @@ def launch(processes: int, engine: str, words: Sequence[str]) -> int:
         start = "from rankery.launcher import accelerate_launch; accelerate_launch()"
         command = [sys.executable, "-c", start, "--config_file", str(file)]
         command += ["--main_process_port", "0", "--module", "rankery.cli", *words]  # port 0: any that is free
-        return _run_to_the_end(command)
+        return _run_to_the_end(command, {**threads(processes, usable_cores()), **os.environ})
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(processes: int, cores: int) -> dict[str, str]:
+    """The environment by which processes share the cores. torchrun would give each one thread, however many cores there are."""
+    return {"OMP_NUM_THREADS": str(max(1, cores // processes))}
 
 
 def accelerate_launch() -> None:
@@ -95,7 +104,7 @@ def accelerate_launch() -> None:
         sys.exit(128 + error.sigval)
 
 
-def _run_to_the_end(command: list[str]) -> int:
+def _run_to_the_end(command: list[str], environment: dict[str, str] | None = None) -> int:
     """Exit status of a launcher; 128 + the number of the signal that stopped us, after all processes have ended.
 
     The launcher leads a group of its own, so that a terminal's Ctrl-C reaches it once, from us: asked twice, it would leave its
@@ -113,7 +122,7 @@ def _run_to_the_end(command: list[str]) -> int:
     handled = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in handled}
     try:
-        launcher = subprocess.Popen(command, start_new_session=True)
+        launcher = subprocess.Popen(command, start_new_session=True, env=environment)
         if received:  # while it was being started
             _end(launcher)
         status = launcher.wait()
