@@ -149,7 +149,7 @@ def test_every_key_is_documented() -> None:
         assert info.description in page
 
 
-@pytest.mark.parametrize("name", ["training_bert.yaml", "distilling_bert.yaml"])
+@pytest.mark.parametrize("name", ["training_bert.yaml", "training_listwise.yaml", "distilling_bert.yaml"])
 def test_recipes_load(name: str) -> None:
     config = load_config(ROOT / "config" / name)
     assert (ROOT / str(config.train_dataset)).is_file()

@@ -306,9 +306,10 @@ def test_distillation_example_runs(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_distilling_recipe_runs(workplace: Path) -> None:
-    run_block("rankery train --config config/distilling_bert.yaml", workplace)
-    assert (workplace / "output/distilling_bert/model/rankery.json").is_file()
+@pytest.mark.parametrize("recipe", ["distilling_bert", "training_listwise"])
+def test_recipe_runs(workplace: Path, recipe: str) -> None:
+    run_block(f"rankery train --config config/{recipe}.yaml", workplace)
+    assert (workplace / f"output/{recipe}/model/rankery.json").is_file()
 
 
 def test_make_help_lists_the_targets() -> None:
