@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from rankery.cli import main
 from rankery.data.collate import Batch
 from rankery.errors import NewHeadWarning
 from rankery.models import reranker as reranker_module
+from rankery.models.ahead import ahead
 from rankery.models.budget import keep_large_blocks
 from rankery.models.contract import PROBES, padded_scores
 from rankery.models.opening import open_reranker
@@ -431,3 +433,31 @@ def test_a_saved_model_has_its_length(kind: str, tmp_path: Path, config: dict, r
     assert cls.from_pretrained(folder).template.max_len == 100
     with pytest.raises(InputError, match="max_len is 1000; the model takes at most 128 tokens"):
         train(settings, max_len=1000, output_dir=str(tmp_path / "longer"))
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_work_is_done_ahead(threaded: bool) -> None:
+    done: list[int] = []
+
+    def piece(number: int) -> int:
+        done.append(number)
+        if number == 4:
+            raise InputError("the fourth")
+        return number * number
+
+    results = ahead((partial(piece, number) for number in range(6)), threaded)
+    assert [next(results) for _ in range(4)] == [0, 1, 4, 9]
+    with pytest.raises(InputError, match="the fourth"):
+        next(results)
+    assert done == list(range(6 if threaded else 5))
+    assert list(ahead([], threaded)) == []
+
+
+def test_thousands_of_pairs_in_chunks_on_a_thread(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an accelerator's scores come from, computed here: the same numbers."""
+    reranker = CrossEncoder.from_pretrained(bert, seed=0)
+    pairs = [(WORDS[i % 7], " ".join(WORDS[: i % 11 + 1])) for i in range(50)]
+    expected = reranker.compute_score(pairs)
+    monkeypatch.setattr("rankery.models.reranker.PAIRS_AT_ONCE", 16)
+    monkeypatch.setattr("rankery.models.reranker.ahead", lambda work, threaded: ahead(work, True))
+    torch.testing.assert_close(reranker.compute_score(pairs), expected, atol=1e-6, rtol=1e-6)

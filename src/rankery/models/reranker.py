@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from rankery.data.plan import Layout, deal
 from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
 from rankery.errors import InputError, check_whole
+from rankery.models.ahead import ahead
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
 from rankery.models.calibration import Calibration, check_scale, probabilities
 from rankery.models.loading import choose_max_len, placed, position_limit
@@ -30,6 +32,7 @@ from rankery.models.scorer import Scorer, expected_grade
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
 Pair = Sequence[str]
+Encoded = tuple[list[Row], np.ndarray, np.ndarray]  # see encode_pairs
 
 
 class RankedDocument(NamedTuple):
@@ -135,9 +138,10 @@ class Reranker:
         self.scorer.eval()
         set_attention(self.model, self.device, next(self.model.parameters()).dtype)
         try:
-            for start in range(0, len(pairs), PAIRS_AT_ONCE):
-                chunk = pairs[start : start + PAIRS_AT_ONCE]
-                self._score_chunk(chunk, start, template, batch_size, scores[start : start + len(chunk)], bar)
+            starts = range(0, len(pairs), PAIRS_AT_ONCE)
+            encoded = (partial(self._encoded, pairs, start, template) for start in starts)
+            for start, chunk in zip(starts, ahead(encoded, self.device.type != "cpu"), strict=True):
+                self._score_chunk(chunk, template, batch_size, scores[start : start + PAIRS_AT_ONCE], bar)
         finally:
             self.scorer.train(was_training)
             bar.close()
@@ -213,24 +217,27 @@ class Reranker:
             )
         return replace(self.template, max_len=max_length)
 
-    def _score_chunk(
-        self,
-        pairs: Sequence[Pair],
-        first: int,
-        template: PairTemplate,
-        batch_size: int | None,
-        out: torch.Tensor,
-        bar: Any,
-    ) -> None:
-        """Scores into `out`, pair `first` of the input and those after it; what does not fit into memory is tried again under half the token budget."""
-        rows, heads, queries = encode_pairs(pairs, self.tokenizer, template)
-        lengths = np.array([len(ids) for ids, _ in rows])
-        if not lengths.all():
-            empty = int(np.flatnonzero(lengths == 0)[0])
+    def _encoded(self, pairs: Sequence[Pair], first: int, template: PairTemplate) -> Encoded:
+        """Pair `first` of the input and those after it, as many as run at once."""
+        rows, heads, queries = encode_pairs(pairs[first : first + PAIRS_AT_ONCE], self.tokenizer, template)
+        empty = next((i for i, (ids, _) in enumerate(rows, first) if not len(ids)), None)
+        if empty is not None:
             raise InputError(
-                f"pair {first + empty} is {pairs[empty]!r:.80}, of which the tokenizer makes no token at all; expected some text: "
+                f"pair {empty} is {pairs[empty]!r:.80}, of which the tokenizer makes no token at all; expected some text: "
                 "leave the pair out, or use formats or a special_token that add some"
             )
+        return rows, heads, queries
+
+    def _score_chunk(
+        self, encoded: Encoded, template: PairTemplate, batch_size: int | None, out: torch.Tensor, bar: Any
+    ) -> None:
+        """Scores into `out`; what does not fit into memory is tried again under half the token budget.
+
+        Scores stay on the device until all are asked for, so that it never waits for the next batch.
+        """
+        rows, heads, queries = encoded
+        lengths = np.array([len(ids) for ids, _ in rows])
+        scored: list[tuple[np.ndarray, torch.Tensor]] = []
         budget = default_token_budget(self.model.config, self.device, training=False)
         left = np.arange(len(rows))
         while len(left):
@@ -243,7 +250,7 @@ class Reranker:
                     chosen = micro_batch.pairs[at : at + step]
                     try:
                         batch = self._batch([rows[i] for i in chosen], heads[chosen], queries[chosen], template)
-                        out[torch.from_numpy(chosen)] = self._logits(batch)
+                        scored.append((chosen, self._logits(batch)))
                     except torch.OutOfMemoryError:
                         if len(chosen) == 1:
                             raise
@@ -252,6 +259,9 @@ class Reranker:
                     bar.update(len(chosen))
             left = np.setdiff1d(left, np.concatenate(done)) if done else left
             budget //= 2
+        if scored:
+            places, logits = zip(*scored, strict=True)
+            out[torch.from_numpy(np.concatenate(places))] = torch.cat(logits).cpu()
 
     def _batch(self, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, template: PairTemplate) -> Batch:
         if self.layout == "padded":
@@ -260,12 +270,10 @@ class Reranker:
 
     @torch.inference_mode()
     def _logits(self, batch: Batch) -> torch.Tensor:
-        return self.scorer(*batch.to(self.device).arguments).float().cpu()
+        return self.scorer(*batch.to(self.device).arguments).float()
 
 
-def encode_pairs(
-    pairs: Sequence[Pair], tokenizer: Any, template: PairTemplate
-) -> tuple[list[Row], np.ndarray, np.ndarray]:
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, template: PairTemplate) -> Encoded:
     """((input_ids, token types), tokens before the document, index of the query) of each pair; equal texts are tokenised once."""
     queries = {query: i for i, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
     documents = {document: i for i, document in enumerate(dict.fromkeys(document for _, document in pairs))}

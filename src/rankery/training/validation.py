@@ -54,19 +54,23 @@ def _local_logits(
     """Logits of this process's pairs, 0 elsewhere, [pairs, labels] fp64; None where memory ran out."""
     model.eval()
     logits = torch.zeros((len(data), labels), dtype=torch.float64)
+    scored: list[tuple[np.ndarray, torch.Tensor]] = []  # on the device until all are there: it never waits
     try:
         for micro_batch in share:
             batch = collate(data, micro_batch.pairs, layout, pad_multiple(engine.device)).to(engine.device)
             with engine.autocast():
                 out = model(*batch.arguments)
             if micro_batch.weight:
-                logits[torch.from_numpy(micro_batch.pairs)] = out.cpu().double().reshape(-1, labels)
+                scored.append((micro_batch.pairs, out.reshape(-1, labels)))
     except torch.OutOfMemoryError:
         if engine.sharded:  # cannot be repeated: the caller stops all processes
             raise
         return None
     finally:
         model.train()
+    if scored:
+        pairs, found = zip(*scored, strict=True)
+        logits[torch.from_numpy(np.concatenate(pairs))] = torch.cat(found).cpu().double()
     return logits
 
 
