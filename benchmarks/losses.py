@@ -3,10 +3,11 @@
     python benchmarks/losses.py wikiqa --data ../shared/data --scores FOLDER [--precision bf16] [--losses ...] [--seeds 1 2 3]
     python benchmarks/losses.py qbqtc --data ../shared/data --base DIR --scores FOLDER
 
-The learning rate is chosen with the first seed by nDCG@10 on dev, then all seeds are trained at it and measured on test (qbqtc has no
-test split: a tenth of its training queries, taken out before, is its dev, and its dev file the test). FOLDER keeps the scores of each finished
-training, so hours of work can be stopped, or shared by processes. Prints a table, and each loss's difference from point_ce with
-its 95% interval (bootstrap over queries, seeds averaged).
+The learning rate is chosen with the first seed by nDCG@10 on dev, from the middle of the rates in the direction that gains (a rate
+beyond one that lost is not tried); then all seeds are trained at it and measured on test. qbqtc has no test split: a tenth of its
+training queries, taken out before, is its dev, and its dev file the test. FOLDER keeps the scores of each finished training, so
+that hours of work can be stopped, or shared by processes. Prints a table, and each loss's difference from point_ce with its 95%
+interval (bootstrap over queries, seeds averaged).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,7 @@ def main() -> None:
             (tables,) = trained(task, loss, rate, arguments.seeds[:1], "dev", arguments, base)
             return float(tables["nDCG@10"].mean())
 
-        on_dev = {rate: ndcg(rate) for rate in arguments.rates}
+        on_dev = climbed(sorted(arguments.rates), ndcg)
         rate = max(on_dev, key=on_dev.__getitem__)
         tables = trained(task, loss, rate, arguments.seeds, "test", arguments, base)
         values[loss] = {key: np.mean([table[key] for table in tables], axis=0) for key in SHOWN}
@@ -91,6 +93,20 @@ def main() -> None:
             difference = values[loss][key] - values["point_ce"][key]
             low, high = bootstrap_interval(difference, 0)
             print(f"{loss} - point_ce: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
+
+
+def climbed(rates: list[float], value: Callable[[float], float]) -> dict[float, float]:
+    """The values found on the way from the two rates in the middle to the best one."""
+    at = (len(rates) - 1) // 2
+    found = {rate: value(rate) for rate in rates[at : at + 2]}
+    step = 1 if len(found) == 2 and found[rates[at + 1]] > found[rates[at]] else -1
+    best = max(found, key=found.__getitem__)
+    while 0 <= (following := rates.index(best) + step) < len(rates):
+        found[rates[following]] = value(rates[following])
+        if found[rates[following]] <= found[best]:
+            break
+        best = rates[following]
+    return dict(sorted(found.items()))
 
 
 def trained(
