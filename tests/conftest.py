@@ -214,7 +214,7 @@ def launch_script(
     script: str, launch_file: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     with start_launch(launch_file, *arguments, script=script, **environment) as process:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
