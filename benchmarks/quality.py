@@ -1,6 +1,6 @@
 """Quality beside sentence-transformers' CrossEncoderTrainer: same data, base, epochs, batch and learning rate, side by side.
 
-    python benchmarks/quality.py wikiqa --data ../shared/data     against sentence-transformers, and attention dropout 0 or 0.1
+    python benchmarks/quality.py wikiqa --data ../shared/data     against sentence-transformers, attention dropout 0.1, padded batches
     python benchmarks/quality.py qbqtc --data ../shared/data --base DIR    against what needs no training
 
 Prints means over seeds and the 95% interval of the difference (bootstrap over queries, seeds averaged). With `--scores
@@ -32,6 +32,8 @@ from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_quer
 from rankery.evaluate.runs import pairs_of
 
 SHARED = {"epochs": 2, "lr": 5e-5, "batch_size": 32, "max_len": 256}
+OURS, DROPPED, PADDED = "rankery", "rankery, attention dropout 0.1", "rankery, padded"
+OTHERS = ("sentence-transformers", DROPPED, PADDED)
 QUIET = {"log_with": "none", "save_on_epoch_end": False, "best_metric": None}
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("task", choices=["wikiqa", "qbqtc"])
     parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/ and qbqtc/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--ours-only", action="store_true", help="leave sentence-transformers out (wikiqa)")
+    parser.add_argument("--systems", nargs="+", choices=OTHERS, default=list(OTHERS), help="to compare with (wikiqa)")
     parser.add_argument(
         "--precision", default="no", choices=["no", "bf16"], help="ours; sentence-transformers runs in fp32"
     )
@@ -56,32 +58,28 @@ def main() -> None:
     base = arguments.base or base_model_path()
     print(machine(), flush=True)
     if arguments.task == "wikiqa":
-        wikiqa(
-            arguments.data / "wikiqa", arguments.seeds, arguments.precision, base, arguments.scores, arguments.ours_only
-        )
+        kept, systems = arguments.scores, [OURS, *arguments.systems]
+        wikiqa(arguments.data / "wikiqa", arguments.seeds, arguments.precision, base, kept, systems)
     else:
         qbqtc(arguments.data / "qbqtc", arguments.seeds[0], arguments.precision, base, arguments.epochs)
 
 
-def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None, ours_only: bool) -> None:
-    records = list(read_records([folder / "test.jsonl"]))
+def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None, chosen: list[str]) -> None:
+    records, data = list(read_records([folder / "test.jsonl"])), folder / "train.jsonl"
     systems = {
-        "sentence-transformers": lambda seed: peer(folder / "train.jsonl", records, seed, base),
-        "rankery, attention dropout 0": lambda seed: ours(folder / "train.jsonl", records, seed, precision, base, 0.0),
-        "rankery, attention dropout 0.1": lambda seed: ours(
-            folder / "train.jsonl", records, seed, precision, base, 0.1
-        ),
+        OURS: lambda seed: ours(data, records, seed, precision, base, 0.0),
+        "sentence-transformers": lambda seed: peer(data, records, seed, base),
+        DROPPED: lambda seed: ours(data, records, seed, precision, base, 0.1),
+        PADDED: lambda seed: ours(data, records, seed, precision, base, 0.0, packing="off"),
     }
-    if ours_only:
-        del systems["sentence-transformers"]
     values: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[str, dict[str, float]] = {}
-    for name, system in systems.items():
+    for name in chosen:
         tables = []
         for seed in seeds:
             begun, label = time.perf_counter(), f"{name}, {precision}, seed {seed}"
             file = kept / f"{label}.npy" if kept else None
-            scores = np.load(file) if file and file.is_file() else system(seed)
+            scores = np.load(file) if file and file.is_file() else systems[name](seed)
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 np.save(file, scores)
@@ -91,12 +89,11 @@ def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Pat
         values[name] = {key: np.mean([table[key] for table in tables], axis=0) for key in tables[0]}
         rows[f"{name}, mean"] = {key: float(column.mean()) for key, column in values[name].items()}
     print(f"\n{metrics_table(rows)}\n")
-    *peers, plain, dropped = systems
-    for mine, other in [*((mine, other) for other in peers for mine in (plain, dropped)), (plain, dropped)]:
+    for other in chosen[1:]:
         for key in ("nDCG@10", "MAP"):
-            difference = values[mine][key] - values[other][key]
+            difference = values[OURS][key] - values[other][key]
             low, high = bootstrap_interval(difference, 0)
-            print(f"{mine} - {other}: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
+            print(f"{OURS} - {other}: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
 
 
 def ours(
