@@ -4,10 +4,10 @@
     python benchmarks/losses.py qbqtc --data ../shared/data --base DIR --scores FOLDER
 
 The learning rate is chosen with the first seed by nDCG@10 on dev, from the middle of the rates in the direction that gains (a rate
-beyond one that lost is not tried); then all seeds are trained at it and measured on test. qbqtc has no test split: a tenth of its
-training queries, taken out before, is its dev, and its dev file the test. FOLDER keeps the scores of each finished training, so
-that hours of work can be stopped, or shared by processes. Prints a table, and each loss's difference from point_ce with its 95%
-interval (bootstrap over queries, seeds averaged).
+beyond one that lost is not tried; `--losses point_ce@5e-5` names it); then all seeds are trained at it and measured on test.
+qbqtc has no test split: a tenth of its training queries, taken out before, is its dev, and its dev file the test. FOLDER keeps
+the scores of each finished training, so that hours of work can be stopped, or shared by processes. Prints a table, and each
+loss's difference from point_ce with its 95% interval (bootstrap over queries, seeds averaged).
 """
 
 from __future__ import annotations
@@ -75,18 +75,20 @@ def main() -> None:
     print(machine(), flush=True)
     values: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[str, dict[str, float]] = {}
-    for loss in arguments.losses:
+    for name in arguments.losses:
+        loss, _, told = name.partition("@")
 
         def ndcg(rate: float, loss: str = loss) -> float:
             (tables,) = trained(task, loss, rate, arguments.seeds[:1], "dev", arguments, base)
             return float(tables["nDCG@10"].mean())
 
-        on_dev = climbed(sorted(arguments.rates), ndcg)
-        rate = max(on_dev, key=on_dev.__getitem__)
+        on_dev = {} if told else climbed(sorted(arguments.rates), ndcg)
+        rate = float(told) if told else max(on_dev, key=on_dev.__getitem__)
         tables = trained(task, loss, rate, arguments.seeds, "test", arguments, base)
         values[loss] = {key: np.mean([table[key] for table in tables], axis=0) for key in SHOWN}
         rows[f"{loss}, lr {rate:g}"] = {key: float(column.mean()) for key, column in values[loss].items()}
-        print(f"{loss}: dev nDCG@10 " + ", ".join(f"{r:g}: {v:.4f}" for r, v in on_dev.items()), flush=True)
+        if on_dev:
+            print(f"{loss}: dev nDCG@10 " + ", ".join(f"{r:g}: {v:.4f}" for r, v in on_dev.items()), flush=True)
     print(f"\n{task.name}, {arguments.epochs} epochs, seeds {arguments.seeds}, test\n{metrics_table(rows)}\n")
     for loss in [loss for loss in values if loss != "point_ce" and "point_ce" in values]:
         for key in SHOWN:
@@ -117,7 +119,7 @@ def trained(
     for seed in seeds:
         label = f"{task.name} {loss} {rate:g} {arguments.epochs} {arguments.precision} {seed}"
         files = {name: arguments.scores / f"{label} {name}.npy" for name in ("dev", "test")}
-        if not all(file.is_file() for file in files.values()):
+        if not files[split].is_file():
             batch = QUERIES_A_STEP if is_grouped(loss) else PAIRS_A_STEP
             settings = {**task.settings, "loss_type": loss, "lr": rate, "batch_size": batch, "epochs": arguments.epochs}
             with tempfile.TemporaryDirectory() as folder:
