@@ -14,8 +14,7 @@ from pathlib import Path
 
 from machine import machine
 
-from rankery import train
-from rankery.calibrate.run import calibrate_model
+from rankery import calibrate, train
 from rankery.demo_data import base_model_path
 
 
@@ -36,9 +35,7 @@ def main() -> None:
             }
         )  # fmt: skip
         print(
-            calibrate_model(
-                model, [str(data / "test.jsonl")], precision=0.5, recall=0.9, html=arguments.html, overwrite=True
-            )
+            calibrate(model, [str(data / "test.jsonl")], precision=0.5, recall=0.9, html=arguments.html, overwrite=True)
         )
 
 

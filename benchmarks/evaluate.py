@@ -68,13 +68,10 @@ def write(folder: Path, queries: int, documents: int, runs: int) -> None:
 
 def measure(folder: Path) -> dict[str, float]:
     """Seconds and bytes of one evaluation."""
-    from rankery.evaluate.comparison import evaluate_systems
-    from rankery.evaluate.question import Question
-    from rankery.evaluate.systems import System
+    from rankery import evaluate
 
-    systems = [System("run", str(path)) for path in sorted(folder.glob("*.trec"))]
     peak, start, begun = Peak(), anonymous_memory(), time.perf_counter()
-    evaluate_systems(systems, Question(qrels=str(folder / "qrels.txt")), output=folder / "out")
+    evaluate(runs=sorted(folder.glob("*.trec")), qrels=folder / "qrels.txt", output=folder / "out")
     return {"seconds": time.perf_counter() - begun, "peak": peak.stop(), "start": start}
 
 

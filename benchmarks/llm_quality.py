@@ -23,9 +23,9 @@ from machine import machine
 
 from rankery import LLMDecoder, train
 from rankery.data.records import read_records
-from rankery.evaluate.baselines import bm25_scores, random_scores
-from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_query_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores, random_scores
+from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
+from rankery.evaluation.runs import pairs_of
 
 SETTINGS: dict[str, Any] = {
     "model_type": "llm_decoder", "max_len": 128, "epochs": 1, "lr": 5e-5, "batch_size": 16, "warmup_proportion": 0.1, "seed": 1,

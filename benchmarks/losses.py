@@ -28,8 +28,8 @@ from quality import score, tuned
 
 from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.demo_data import base_model_path
-from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_query_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
+from rankery.evaluation.runs import pairs_of
 from rankery.objective import LOSSES, is_grouped
 
 RATES = (2e-5, 5e-5, 1e-4, 2e-4)

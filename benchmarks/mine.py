@@ -29,7 +29,7 @@ from machine import machine
 
 from rankery.data.records import read_records
 from rankery.demo_data import base_model_path
-from rankery.evaluate.metrics import bootstrap_interval, metrics_table
+from rankery.evaluation.metrics import bootstrap_interval, metrics_table
 from rankery.mining.mine import mine
 from rankery.mining.retrievers import Bm25Retriever
 from rankery.mining.rows import read_corpus

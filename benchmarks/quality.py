@@ -27,9 +27,9 @@ from machine import machine
 from rankery import CrossEncoder, train
 from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.demo_data import base_model_path
-from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
-from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_query_metrics, ranking_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
+from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics, ranking_metrics
+from rankery.evaluation.runs import pairs_of
 
 SHARED = {"epochs": 2, "lr": 5e-5, "batch_size": 32, "max_len": 256}
 OURS, DROPPED, PADDED = "rankery", "rankery, attention dropout 0.1", "rankery, padded"

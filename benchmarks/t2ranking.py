@@ -23,9 +23,9 @@ from machine import machine
 from quality import prefixed, score, tuned
 
 from rankery.data.records import QueryRecord, read_records
-from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
-from rankery.evaluate.metrics import metrics_table, ranking_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
+from rankery.evaluation.metrics import metrics_table, ranking_metrics
+from rankery.evaluation.runs import pairs_of
 
 FILES = {"binary": "t2rank_100.jsonl", "soft": "t2rank_100.distill.standard.jsonl"}
 FOLDS = 5

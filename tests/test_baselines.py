@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from rankery.data.records import QueryRecord, read_records
 from rankery.errors import InputError
-from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
-from rankery.evaluate.metrics import ranking_metrics
-from rankery.evaluate.retrieval import bm25_neighbours, bm25_tokens, cosine_neighbours, embed
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
+from rankery.evaluation.metrics import ranking_metrics
+from rankery.evaluation.retrieval import bm25_neighbours, bm25_tokens, cosine_neighbours, embed
+from rankery.evaluation.runs import pairs_of
 
 
 def record(query: str, *documents: str) -> QueryRecord:

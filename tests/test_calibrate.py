@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from rankery import CrossEncoder, InputError, LLMDecoder, train
-from rankery.calibrate.fit import best_fit, fit, fitted_without, folds_of, held_out
-from rankery.calibrate.measures import (
+from rankery import CrossEncoder, InputError, LLMDecoder, calibrate, train
+from rankery.calibrating.calibrate import calibrated
+from rankery.calibrating.fit import best_fit, fit, fitted_without, folds_of, held_out
+from rankery.calibrating.measures import (
     binned,
     brier,
     expected_calibration_error,
@@ -24,10 +25,9 @@ from rankery.calibrate.measures import (
     precision_and_recall,
     threshold,
 )
-from rankery.calibrate.run import calibrate_model, calibrated
 from rankery.cli import main
 from rankery.data.records import read_records
-from rankery.evaluate.baselines import bm25_scores
+from rankery.evaluation.baselines import bm25_scores
 from rankery.models.calibration import PARAMETERS, Calibration, read_calibration
 from rankery.models.export import export
 from rankery.models.opening import open_reranker
@@ -259,9 +259,12 @@ def test_the_page_says_what_the_text_says(model: Path, dev: str, tmp_path: Path,
 
 def test_what_the_figures_say_is_recomputed(model: Path, dev: str) -> None:
     """The precision and recall printed for a threshold are those that a user gets from calibrated scores."""
-    calibrate_model(model, [dev], recall=0.8)
+    found = calibrate(model, dev, recall=0.8)
     reranker = open_reranker(model)
-    (cut,) = reranker.calibration.about["thresholds"]
+    assert reranker.calibration.about == json.loads(
+        json.dumps({key: getattr(found, key) for key in reranker.calibration.about})
+    )
+    (cut,) = found.thresholds
     records = list(read_records([dev]))
     pairs = [(record.query, document) for record in records for document in record.documents]
     relevant = np.array([label > 0 for record in records for label in record.labels])
@@ -280,7 +283,7 @@ def test_several_labels_give_the_probability_of_relevance(config: dict, tmp_path
     folder = train(
         config, train_dataset=data, val_dataset=None, max_label=2, num_labels=3, loss_type="point_ce", epochs=6
     )
-    calibrate_model(folder, [data], relevant_above=1)
+    calibrate(folder, [data], relevant_above=1)
     reranker = open_reranker(folder)
     assert reranker.calibration.relevant_above == 1
     assert reranker.calibration.about["relevant"] == len(rows)
@@ -355,14 +358,14 @@ def test_what_is_refused(model: Path, dev: str, bert: Path, tmp_path: Path) -> N
         (model, str(tmp_path / "none.jsonl"), {}, "does not exist"),
     ):
         with pytest.raises(InputError) as caught:
-            calibrate_model(folder, [data], **options)
+            calibrate(folder, [data], **options)
         assert message in str(caught.value)
     assert (model / "rankery.json").read_bytes() == before
-    calibrate_model(model, [dev])
+    calibrate(model, [dev])
     with pytest.raises(InputError, match="has a calibration; --overwrite"):
-        calibrate_model(model, [dev])
+        calibrate(model, [dev])
     first = (model / "rankery.json").read_bytes()
-    calibrate_model(model, [dev], overwrite=True)
+    calibrate(model, [dev], overwrite=True)
     assert (model / "rankery.json").read_bytes() == first
 
 
@@ -370,7 +373,7 @@ def test_scores_that_fall_with_relevance(model: Path, dev: str, tmp_path: Path) 
     rows = [json.loads(line) for line in Path(dev).read_text().splitlines()]
     turned = [{"query": row["query"], "pos": row["neg"], "neg": row["pos"]} for row in rows]
     with pytest.raises(InputError, match="do not rise with relevance"):
-        calibrate_model(model, [str(write_rows(tmp_path / "turned.jsonl", turned))])
+        calibrate(model, [str(write_rows(tmp_path / "turned.jsonl", turned))])
 
 
 def test_a_precision_out_of_reach_is_said(model: Path, tmp_path: Path) -> None:
@@ -379,15 +382,15 @@ def test_a_precision_out_of_reach_is_said(model: Path, tmp_path: Path) -> None:
         {"query": word, "pos": [word], "neg": [word, "hill"]}
         for word in ("sun", "moon", "rain", "star", "snow", "wind")
     ]
-    said = calibrate_model(model, [str(write_rows(tmp_path / "same.jsonl", rows))], precision=0.9)
-    assert "no threshold reaches precision 0.9 on this data: the most is 0.5" in said
+    said = calibrate(model, [str(write_rows(tmp_path / "same.jsonl", rows))], precision=0.9)
+    assert "no threshold reaches precision 0.9 on this data: the most is 0.5" in str(said)
     assert open_reranker(model).calibration.about["thresholds"][0]["at"] is None
 
 
 def test_copies_load_and_older_contracts_too(model: Path, dev: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "older")
     assert open_reranker(tmp_path / "older").calibration is None
-    calibrate_model(model, [dev])
+    calibrate(model, [dev])
     contract = json.loads((model / "rankery.json").read_text())
     assert contract["format_version"] == 1
 
@@ -395,4 +398,4 @@ def test_copies_load_and_older_contracts_too(model: Path, dev: str, tmp_path: Pa
 def test_base_models_are_not_calibrated(tmp_path: Path, dev: str) -> None:
     folder = make_bert(tmp_path / "base")
     with pytest.raises(InputError, match="save the model with rankery first"):
-        calibrate_model(folder, [dev])
+        calibrate(folder, [dev])

@@ -13,7 +13,7 @@ from rankery import demo_data
 from rankery.data.records import read_records
 from rankery.demo_data import DemoData, base_model_path, build, docstring_pairs, standard_library_docstrings
 from rankery.errors import InputError
-from rankery.evaluate.retrieval import embed
+from rankery.evaluation.retrieval import embed
 
 SIZES = {
     "train_queries": 30, "train_candidates": 4, "dev_queries": 10, "dev_candidates": 6, "test_queries": 12,

@@ -15,19 +15,20 @@ from browser import visit
 from conftest import SHARED, run_python, write_rows
 from scipy import stats
 
+import rankery
 from rankery import CrossEncoder, train
 from rankery.cli import main
 from rankery.data.records import LabelRange, read_records
 from rankery.errors import InputError
-from rankery.evaluate import measures as measures_module
-from rankery.evaluate.inputs import Texts, of_records
-from rankery.evaluate.measures import Measured, measure_runs, wanted
-from rankery.evaluate.output import run_files
-from rankery.evaluate.report import probabilities
-from rankery.evaluate.significance import bootstrap_intervals, holm, randomisation_p
-from rankery.evaluate.slices import dimensions_of, slices
-from rankery.evaluate.systems import System, names_of, score_system
-from rankery.evaluate.trec import TextFile, TrecFile
+from rankery.evaluation import measures as measures_module
+from rankery.evaluation.inputs import Texts, of_records
+from rankery.evaluation.measures import Measured, measure_runs, wanted
+from rankery.evaluation.output import run_files
+from rankery.evaluation.report import probabilities
+from rankery.evaluation.significance import bootstrap_intervals, holm, randomisation_p
+from rankery.evaluation.slices import dimensions_of, slices
+from rankery.evaluation.systems import System, names_of, score_system
+from rankery.evaluation.trec import TextFile, TrecFile
 from rankery.models.calibration import Calibration, write_calibration
 from rankery.processes import Group
 
@@ -269,6 +270,28 @@ def test_models_baselines_and_runs_side_by_side(
     difference = found["systems"]["BM25"]["difference"]["nDCG@10"]
     assert difference["mean"] == pytest.approx(less.mean())
     assert difference["p"] == pytest.approx(scipy_p(less, np.inf), abs=1e-12)
+
+
+def test_from_python_as_from_the_command_line(config: dict, model: str, tmp_path: Path) -> None:
+    data, out = config["val_dataset"], tmp_path / "out"
+    options = {"measures": "nDCG@10 RR@10", "reference": "BM25", "output": out}
+    found = rankery.evaluate(Path(model), ["bm25", "random"], data=data, **options)
+    words = ["--model", model, "--baseline", "bm25", "--baseline", "random", "--data", data, "--reference", "BM25"]
+    assert main(["evaluate", *words, "--measures", "nDCG@10 RR@10", "--output", str(tmp_path / "same")]) == 0
+    written = [json.loads((folder / "metrics.json").read_text()) for folder in (out, tmp_path / "same")]
+    for row in (*written[0]["systems"].values(), *written[1]["systems"].values()):
+        row.pop("pairs_per_s", None)
+    assert written[0] == written[1]
+    assert (list(found.systems), found.reference) == (["model", "BM25", "random order"], "BM25")
+    assert str(found).startswith("              nDCG@10   RR@10\nmodel ")
+    row = found.systems["model"]
+    assert row.by_query["RR@10"].mean() == pytest.approx(row.metrics["RR@10"])
+    less = row.by_query["nDCG@10"] - found.systems["BM25"].by_query["nDCG@10"]
+    assert row.difference["nDCG@10"].mean == pytest.approx(less.mean())
+    assert row.difference["nDCG@10"].p == pytest.approx(scipy_p(less, np.inf), abs=1e-12)
+    assert row.interval["nDCG@10"] == pytest.approx(bootstrap_intervals(row.by_query["nDCG@10"][:, None], 42)[0])
+    runs = rankery.evaluate(runs=sorted((out / "runs").iterdir()), qrels=out / "qrels.trec", measures=["nDCG@10"])
+    assert runs.systems["model"].metrics["nDCG@10"] == pytest.approx(row.metrics["nDCG@10"])
 
 
 def test_trec_files_with_and_without_texts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -18,6 +18,7 @@ from conftest import ROOT, make_bert, make_decoder, run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import rankery
 from rankery.config import load_config
 from rankery.data.records import LabelRange, QueryRecord, read_records
 
@@ -360,3 +361,8 @@ def test_every_module_imports_alone(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
     done = run_python(f"import {module}")
     assert done.returncode == 0, done.stderr
+
+
+def test_no_package_hides_a_function_of_its_name() -> None:
+    """`import rankery.evaluation` puts the name `evaluation` into rankery: a package `evaluate` would replace the function."""
+    assert not [name for name in rankery.__all__ if importlib.util.find_spec(f"rankery.{name}")]

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 from test_runs import make_pairs
 
 from rankery.errors import InputError
-from rankery.evaluate.metrics import (
+from rankery.evaluation.metrics import (
     bootstrap_interval,
     metric_names,
     metrics_table,
@@ -22,7 +22,7 @@ from rankery.evaluate.metrics import (
     queries_without_relevant,
     ranking_metrics,
 )
-from rankery.evaluate.runs import EvaluationPairs, write_qrels, write_run
+from rankery.evaluation.runs import EvaluationPairs, write_qrels, write_run
 
 
 def random_pairs(

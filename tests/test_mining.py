@@ -23,7 +23,7 @@ from rankery import CrossEncoder, InputError, train
 from rankery.cli import main
 from rankery.data.files import written_whole
 from rankery.data.records import read_records
-from rankery.evaluate.retrieval import Bm25, embed, top
+from rankery.evaluation.retrieval import Bm25, embed, top
 from rankery.mining.mine import mine
 from rankery.mining.retrievers import Bm25Retriever, EmbeddingRetriever, Encoder
 from rankery.mining.rows import read_corpus

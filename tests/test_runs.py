@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rankery.data.files import text_hash
 from rankery.data.records import QueryRecord
 from rankery.errors import InputError
-from rankery.evaluate.runs import (
+from rankery.evaluation.runs import (
     MOST_GRADES,
     EvaluationPairs,
     distinct_scores,

@@ -14,9 +14,9 @@ from conftest import make_data, write_rows
 from rankery import InputError, train
 from rankery.cli import main
 from rankery.data.records import read_records
-from rankery.evaluate.baselines import bm25_scores
-from rankery.evaluate.metrics import ranking_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores
+from rankery.evaluation.metrics import ranking_metrics
+from rankery.evaluation.runs import pairs_of
 from rankery.training import report, tracking
 from rankery.training.comparison import compare_runs, read_histories
 from rankery.training.history import merged, read_history

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rankery.errors import InputError
 
 if TYPE_CHECKING:
+    from rankery.calibrating.calibrate import calibrate
     from rankery.checking.check import check
+    from rankery.evaluation.evaluate import evaluate
     from rankery.mining.mine import mine
     from rankery.models.cross_encoder import CrossEncoder
     from rankery.models.llm_decoder import LLMDecoder
@@ -23,7 +25,9 @@ __all__ = [
     "RankedDocument",
     "Reranker",
     "__version__",
+    "calibrate",
     "check",
+    "evaluate",
     "mine",
     "train",
 ]
@@ -33,7 +37,9 @@ _HOMES = {
     "LLMDecoder": "rankery.models.llm_decoder",
     "RankedDocument": "rankery.models.reranker",
     "Reranker": "rankery.models.reranker",
+    "calibrate": "rankery.calibrating.calibrate",
     "check": "rankery.checking.check",
+    "evaluate": "rankery.evaluation.evaluate",
     "mine": "rankery.mining.mine",
     "train": "rankery.training.run",
 }

@@ -12,9 +12,9 @@ from pathlib import Path
 from rankery.data.records import read_records
 from rankery.demo_data import COSINE_SHARE, DemoData, base_model_path, build
 from rankery.errors import InputError
-from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
-from rankery.evaluate.metrics import metrics_table, ranking_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
+from rankery.evaluation.metrics import metrics_table, ranking_metrics
+from rankery.evaluation.runs import pairs_of
 
 MARK = "rankery_demo.txt"  # says that the folder is the demo's own
 SHOWN = ("nDCG@10", "MRR@10", "MAP")

@@ -125,7 +125,7 @@ def build(
     Raises:
         InputError: no sources of the standard library, or no model in `base_model`.
     """
-    from rankery.evaluate.retrieval import embed
+    from rankery.evaluation.retrieval import embed
 
     docstrings = list(standard_library_docstrings())
     random.Random(seed).shuffle(docstrings)
@@ -205,7 +205,7 @@ def _candidates(
     pool: list[Docstring], query_vectors: np.ndarray, document_vectors: np.ndarray, others: int, chooser: random.Random
 ) -> list[Chosen]:
     """For each of the first queries of the pool, the other candidates by source; no document twice."""
-    from rankery.evaluate.retrieval import bm25_neighbours, cosine_neighbours
+    from rankery.evaluation.retrieval import bm25_neighbours, cosine_neighbours
 
     queries = [item.summary for item in pool[: len(query_vectors)]]
     reach = others + 1  # a list may hold the relevant document and all that the other source has chosen

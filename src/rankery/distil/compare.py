@@ -25,9 +25,9 @@ from rankery.data.records import LabelRange, QueryRecord, check_records, read_re
 from rankery.distil.store import teacher_digest
 from rankery.distil.teacher import Teacher, fingerprint, score_file, write_whole
 from rankery.errors import InputError
-from rankery.evaluate.baselines import bm25_scores, random_scores
-from rankery.evaluate.metrics import bootstrap_interval, metrics_table, per_query_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores, random_scores
+from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
+from rankery.evaluation.runs import pairs_of
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import Reranker
 

@@ -1,7 +1,7 @@
 """Retrievers over a corpus: BM25, and embedding models of either kind.
 
 Contract: `search` gives the best documents of each query, best first, and the score of the best of some other texts on the same
-scale; a document that shares no word with the query is not found by BM25. Cost: see evaluate/retrieval.py; embeddings of the
+scale; a document that shares no word with the query is not found by BM25. Cost: see evaluation/retrieval.py; embeddings of the
 corpus, one forward pass a document, are most of the time and kept in memory (4 bytes a dimension). Rejected: sentence-transformers
 for every encoder, a dependency where the mean of the last hidden states is what the model wants.
 """
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rankery.errors import InputError
-from rankery.evaluate.retrieval import Bm25, MeanEncoder, top
+from rankery.evaluation.retrieval import Bm25, MeanEncoder, top
 from rankery.mining.progress import shown
 from rankery.mining.select import Found
 from rankery.models.folders import CONTRACT_FILE

@@ -12,7 +12,7 @@ from typing import Any
 
 from rankery.data.files import check_new_file
 from rankery.errors import InputError
-from rankery.evaluate.metrics import aligned
+from rankery.evaluation.metrics import aligned
 from rankery.models.folders import write_whole
 from rankery.report.page import Html, Section, join, page, paragraph, table
 from rankery.training.history import History, merged, read_history, shared_curves

@@ -12,8 +12,8 @@ import torch
 from rankery.config import TrainConfig
 from rankery.data.encoding import EncodedPairs
 from rankery.data.examples import Examples, Fixed, chunks, false_negatives, one_each, query_groups
-from rankery.evaluate.metrics import metric_names
-from rankery.evaluate.runs import encoded_pairs
+from rankery.evaluation.metrics import metric_names
+from rankery.evaluation.runs import encoded_pairs
 from rankery.objective import Objective, is_grouped, loss_weights
 
 # What a query needs for a loss to learn from it.

@@ -14,9 +14,9 @@ from typing import Any
 from rankery.config import TrainConfig
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, read_records
-from rankery.evaluate.baselines import bm25_scores
-from rankery.evaluate.metrics import ranking_metrics
-from rankery.evaluate.runs import pairs_of
+from rankery.evaluation.baselines import bm25_scores
+from rankery.evaluation.metrics import ranking_metrics
+from rankery.evaluation.runs import pairs_of
 from rankery.models.card import Before, verdict
 from rankery.models.folders import write_whole
 from rankery.report.page import Html, Section, details, facts, join, page, paragraph, passage, table

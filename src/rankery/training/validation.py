@@ -98,8 +98,8 @@ def evaluate(
         )
 
     def measure() -> dict[str, float]:
-        from rankery.evaluate.metrics import ranking_metrics
-        from rankery.evaluate.runs import encoded_pairs
+        from rankery.evaluation.metrics import ranking_metrics
+        from rankery.evaluation.runs import encoded_pairs
 
         query = np.asarray(data.arrays["pair_query"])
         by_query = np.argsort(query, kind="stable")

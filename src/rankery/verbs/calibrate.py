@@ -29,9 +29,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rankery.calibrate.run import calibrate_model
+    from rankery.calibrating.calibrate import calibrate
 
-    text = calibrate_model(
+    result = calibrate(
         arguments.model,
         arguments.data,
         precision=arguments.precision,
@@ -45,4 +45,4 @@ def _run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         batch_size=arguments.batch_size,
     )
-    print(text)
+    print(f"{result}\n\n{arguments.model} now gives probabilities: compute_score(..., calibrated=True)")

@@ -60,12 +60,11 @@ def _run(arguments: argparse.Namespace) -> int:
     status = relaunched(arguments)
     if status is not None:
         return status
-    from rankery.evaluate.comparison import evaluate_systems
-    from rankery.evaluate.question import Question
-    from rankery.evaluate.systems import System
+    from rankery.evaluation.evaluate import evaluate_systems
+    from rankery.evaluation.question import Question
+    from rankery.evaluation.systems import System
 
-    group = joined()
-    text = evaluate_systems(
+    result = evaluate_systems(
         [System(kind, value) for kind, value in arguments.systems],
         Question(
             data=arguments.data,
@@ -80,13 +79,13 @@ def _run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
         ),
         output=Path(arguments.output) if arguments.output else None,
-        group=group,
+        group=joined(),
         device=arguments.device,
         dtype=arguments.dtype,
         prompt=arguments.prompt,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
     )
-    if group.process == 0:
-        print(text)
+    if result is not None:
+        print(result)
     return 0

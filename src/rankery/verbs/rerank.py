@@ -22,7 +22,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rankery.evaluate.rerank import rerank_file
+    from rankery.evaluation.rerank import rerank_file
 
     rerank_file(
         arguments.model,

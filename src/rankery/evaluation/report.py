@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankery.calibrate.measures import BINS, binned, expected_calibration_error
-from rankery.calibrate.page import reliability_diagram
-from rankery.evaluate.comparison import Comparison
-from rankery.evaluate.output import cost_rows, difference_rows, missing_notes, test_note
+from rankery.calibrating.measures import BINS, binned, expected_calibration_error
+from rankery.calibrating.page import reliability_diagram
+from rankery.evaluation.comparison import Comparison
+from rankery.evaluation.output import cost_rows, difference_rows, missing_notes, test_note
 from rankery.report.charts import Point, bar_chart, histogram, scatter
 from rankery.report.page import (
     Html,
@@ -82,7 +82,7 @@ def _summary(result: Comparison) -> Html:
     )
     if len(result.names) > 1:
         rows = [
-            [name, measure, f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{d.p:.4f}", f"{d.p_holm:.4f}"]
+            [name, measure, f"{d.mean:+.4f}", "{:+.4f} to {:+.4f}".format(*d.interval), f"{d.p:.4f}", f"{d.p_holm:.4f}"]
             for name, measure, d in difference_rows(result)
         ]
         head = ["", "measure", "difference", "95% interval", "p", "p (Holm)"]

@@ -10,23 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from rankery.calibrate.fit import FOLDS
-from rankery.calibrate.measures import BINS, BOOTSTRAP, LEVEL, binned
-from rankery.calibrate.report import FEW_QUERIES, NAMES, TITLES, Judged, described, interval, judgement
-from rankery.models.calibration import Calibration
+from rankery.calibrating.fit import FOLDS
+from rankery.calibrating.measures import BINS, BOOTSTRAP, LEVEL, binned
+from rankery.calibrating.report import FEW_QUERIES, NAMES, TITLES, Calibrated, Judged, described, interval, judgement
 from rankery.report.charts import reliability
 from rankery.report.page import Html, Section, facts, join, page, paragraph, table
 
 
-def calibration_page(model: str, calibration: Calibration, judged: Judged) -> str:
+def calibration_page(model: str, result: Calibrated, judged: Judged) -> str:
     """The whole file."""
-    about = calibration.about
     sections = [
-        Section("summary", "Summary", join(_facts(calibration), _measures(about))),
+        Section("summary", "Summary", join(_facts(result), _measures(result))),
         Section("reliability", "Reliability", _reliability(judged)),
     ]
-    if about["thresholds"]:
-        sections.append(Section("thresholds", "Thresholds", _thresholds(about["thresholds"])))
+    if result.thresholds:
+        sections.append(Section("thresholds", "Thresholds", _thresholds(result.thresholds)))
     return page(
         f"Calibration of {model}", sections, lead="What a score says of the probability that a document is relevant."
     )
@@ -48,21 +46,20 @@ def reliability_diagram(title: str, rows: Mapping[str, np.ndarray], relevant: np
     )
 
 
-def _facts(calibration: Calibration) -> Html:
-    about = calibration.about
+def _facts(result: Calibrated) -> Html:
     return facts(
         [
-            ("calibration", described(calibration)),
-            ("data", ", ".join(about["data"])),
-            ("queries", about["queries"]),
-            ("pairs", about["pairs"]),
-            ("relevant", f"{about['relevant'] / about['pairs']:.1%} (label above {calibration.relevant_above:g})"),
+            ("calibration", described(result)),
+            ("data", ", ".join(result.data)),
+            ("queries", result.queries),
+            ("pairs", result.pairs),
+            ("relevant", f"{result.relevant / result.pairs:.1%} (label above {result.relevant_above:g})"),
         ]
     )
 
 
-def _measures(about: Mapping[str, Any]) -> Html:
-    held, losses = about["held_out"], about["log_loss_by_kind"]
+def _measures(result: Calibrated) -> Html:
+    held, losses = result.held_out, result.log_loss_by_kind
     return join(
         table(
             f"Held-out queries, {FOLDS} folds",

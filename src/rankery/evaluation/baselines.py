@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rankery.data.records import QueryRecord
-from rankery.evaluate.retrieval import Bm25, MeanEncoder
+from rankery.evaluation.retrieval import Bm25, MeanEncoder
 
 
 def random_scores(records: Sequence[QueryRecord], seed: int = 0) -> np.ndarray:

@@ -10,16 +10,16 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankery.data.files import check_writable, written_whole
 from rankery.errors import InputError
-from rankery.evaluate.comparison import Comparison
-from rankery.evaluate.metrics import aligned, metrics_table
-from rankery.evaluate.question import Question
-from rankery.evaluate.systems import System
+from rankery.evaluation.comparison import Comparison
+from rankery.evaluation.metrics import aligned, metrics_table
+from rankery.evaluation.question import Question
+from rankery.evaluation.systems import System
 
 FILES = ("metrics.json", "queries.csv", "report.html")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet would run a text that begins so
@@ -80,16 +80,16 @@ def test_note(result: Comparison) -> str:
     return f"95% bootstrap intervals over {len(result.measured.queries):,} queries; p of a paired randomisation test{corrected}"
 
 
-def write_output(output: Path, result: Comparison) -> None:
-    """All files of an evaluation.
+def write_output(output: Path, result: Comparison, metrics: Mapping[str, Any]) -> None:
+    """All files of an evaluation; `metrics` are those of metrics.json.
 
     Raises:
         InputError: the disk is full or not writable.
     """
-    from rankery.evaluate.report import report
+    from rankery.evaluation.report import report
 
     contents = {
-        "metrics.json": json.dumps(as_json(result), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        "metrics.json": json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
         "report.html": report(result),
     }
     for name, content in contents.items():
@@ -105,31 +105,6 @@ def write_output(output: Path, result: Comparison) -> None:
     for target, source in copies.items():
         with written_whole(target) as file, source.open("rb") as lines:
             shutil.copyfileobj(lines, file)
-
-
-def as_json(result: Comparison) -> dict[str, Any]:
-    """Of one system its means by measure; of several, means, intervals, differences and costs by system."""
-    means = result.means()
-    if len(result.names) == 1:
-        return dict(means[result.names[0]])
-    systems: dict[str, Any] = {}
-    for i, name in enumerate(result.names):
-        row: dict[str, Any] = {"metrics": means[name]}
-        row["interval"] = {m: result.intervals[i, j].tolist() for j, m in enumerate(result.measures)}
-        row["difference"] = {
-            m: {"mean": d.mean, "interval": [d.low, d.high], "p": d.p, "p_holm": d.p_holm}
-            for m, d in zip(result.measures, result.differences[i], strict=True)
-            if d is not None
-        }
-        if i in result.scored:
-            scored = result.scored[i]
-            row |= {
-                "pairs_per_s": result.pairs_per_second(i),
-                "parameters": scored.parameters,
-                "megabytes": scored.megabytes,
-            }
-        systems[name] = row
-    return {"queries": len(result.measured.queries), "reference": result.names[result.reference], "systems": systems}
 
 
 def run_files(output: Path, systems: Sequence[System], names: Sequence[str]) -> dict[int, Path]:
@@ -171,7 +146,13 @@ def _cost_table(result: Comparison) -> list[str]:
 
 def _difference_table(result: Comparison) -> list[str]:
     rows = [
-        [f"{name}, {measure}", f"{d.mean:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{d.p:.4f}", f"{d.p_holm:.4f}"]
+        [
+            f"{name}, {measure}",
+            f"{d.mean:+.4f}",
+            "{:+.4f} to {:+.4f}".format(*d.interval),
+            f"{d.p:.4f}",
+            f"{d.p_holm:.4f}",
+        ]
         for name, measure, d in difference_rows(result)
     ]
     head = [f"against {result.names[result.reference]}", "difference", "95% interval", "p", "p (Holm)"]

@@ -1,4 +1,4 @@
-"""`rankery calibrate`: a reranker and labelled data -> probabilities, measured on held-out queries, kept with the model.
+"""`rankery.calibrate`: a reranker and labelled data -> probabilities, measured on held-out queries, kept with the model.
 
 Contract: data, model and places are checked before a pair is scored; the model's contract is written last, as a whole. The data
 should be new to the model: scores of what it was trained on are too good. Cost: one forward pass a pair.
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rankery.calibrate.fit import best_fit, fitted_without, folds_of, held_out
-from rankery.calibrate.measures import highest_precision, precision_and_recall, threshold
-from rankery.calibrate.page import calibration_page
-from rankery.calibrate.report import Cut, Judged, report, summary
+from rankery.calibrating.fit import best_fit, fitted_without, folds_of, held_out
+from rankery.calibrating.measures import highest_precision, precision_and_recall, threshold
+from rankery.calibrating.page import calibration_page
+from rankery.calibrating.report import Calibrated, Cut, Judged, summary
 from rankery.data.files import check_new_file, expand_paths
 from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.errors import InputError
@@ -25,9 +25,9 @@ from rankery.models.calibration import Calibration, check_place, evidence, write
 from rankery.models.folders import write_whole
 
 
-def calibrate_model(
+def calibrate(
     model: str | Path,
-    data: Sequence[str],
+    data: str | Path | Sequence[str | Path],
     *,
     precision: float | None = None,
     recall: float | None = None,
@@ -39,12 +39,12 @@ def calibrate_model(
     device: str | None = None,
     dtype: str | None = None,
     batch_size: int | None = None,
-) -> str:
-    """Fits a calibration, puts it into the model's contract; returns what was measured as text.
+) -> Calibrated:
+    """Fits a calibration, puts it into the model's contract; returns what was measured.
 
     Args:
         model: folder of a model that rankery saved.
-        data: labelled files that the model was not trained on.
+        data: labelled JSONL that the model was not trained on; files or globs.
         precision: find the threshold that reaches it with the most recall.
         recall: find the highest threshold that reaches it.
         min_label: label of what is not relevant; None: the model's own.
@@ -68,7 +68,7 @@ def calibrate_model(
     check_place(folder, overwrite)
     if html is not None:
         check_new_file(Path(html), overwrite)
-    paths = expand_paths(list(data))
+    paths = expand_paths(data)
     reranker = open_reranker(folder, device=device, dtype=dtype)
     low, high = reranker.labels
     min_label = low if min_label is None else min_label
@@ -83,11 +83,12 @@ def calibrate_model(
     calibration, judged, cuts = calibrated(scores, relevant, query, fold, wanted, seed)
     about = summary(judged, cuts, [path.name for path in paths])
     calibration = replace(calibration, relevant_above=above, about=about)
+    result = Calibrated(calibration.kind, calibration.parameters, above, **about)
     if html is not None:
         Path(html).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(html), calibration_page("/".join(folder.resolve().parts[-2:]), calibration, judged))
+        write_whole(Path(html), calibration_page("/".join(folder.resolve().parts[-2:]), result, judged))
     write_calibration(folder, calibration)
-    return f"{report(calibration)}\n\n{folder} now gives probabilities: compute_score(..., calibrated=True)"
+    return result
 
 
 def calibrated(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankery.evaluate.inputs import Texts, unknown
-from rankery.evaluate.measures import Measured
-from rankery.evaluate.trec import TrecFile
+from rankery.evaluation.inputs import Texts, unknown
+from rankery.evaluation.measures import Measured
+from rankery.evaluation.trec import TrecFile
 
 PARTS = 3
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rankery.calibrate.measures import log_loss
+from rankery.calibrating.measures import log_loss
 from rankery.data.files import mix, text_hash
 from rankery.errors import InputError
 from rankery.models.calibration import PARAMETERS, Calibration

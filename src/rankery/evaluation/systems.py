@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rankery.errors import InputError
-from rankery.evaluate.inputs import Candidates
+from rankery.evaluation.inputs import Candidates
 from rankery.processes import Group, own_device
 
 Kind = Literal["model", "baseline", "run"]
@@ -83,14 +83,14 @@ def score_system(
 
 
 def _score_baseline(value: str, candidates: Candidates, seed: int, device: str | None) -> Scored:
-    from rankery.evaluate.baselines import bm25_scores, cosine_scores, random_scores
+    from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
 
     begun = time.monotonic()
     if value == "random":
         return Scored(random_scores(candidates.records, seed), time.monotonic() - begun)
     if value == "bm25":
         return Scored(bm25_scores(candidates.records), time.monotonic() - begun)
-    from rankery.evaluate.retrieval import MeanEncoder
+    from rankery.evaluation.retrieval import MeanEncoder
 
     encoder = MeanEncoder(value, device=own_device(device))
     begun = time.monotonic()

@@ -17,7 +17,7 @@ import numpy as np
 
 from rankery.data.files import mix, text_hash
 from rankery.errors import InputError
-from rankery.evaluate.trec import TrecFile
+from rankery.evaluation.trec import TrecFile
 
 AT_ONCE = 50_000  # judged pairs that trec_eval is given at once
 MOST_SAMPLED = 200_000  # pairs of a run that distributions are drawn from

@@ -14,8 +14,8 @@ import numpy as np
 from rankery.data.files import text_hash
 from rankery.data.records import QueryRecord
 from rankery.errors import InputError
-from rankery.evaluate.runs import EvaluationPairs, Names, pairs_of
-from rankery.evaluate.trec import TextFile, TrecFile
+from rankery.evaluation.runs import EvaluationPairs, Names, pairs_of
+from rankery.evaluation.trec import TextFile, TrecFile
 
 MOST_SHOWN = 20  # missing texts that are named
 

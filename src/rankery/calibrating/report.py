@@ -1,4 +1,4 @@
-"""What a calibration is worth, as a summary that the contract keeps and as text.
+"""What a calibration is worth: plain values, which the contract keeps, and text.
 
 Contract: every figure is of queries that the calibration, or threshold, has not seen, but for those that say otherwise.
 """
@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rankery.calibrate.fit import FOLDS, held_out_losses
-from rankery.calibrate.measures import BINS, BOOTSTRAP, LEVEL, measured
-from rankery.models.calibration import Calibration
+from rankery.calibrating.fit import FOLDS, held_out_losses
+from rankery.calibrating.measures import BINS, BOOTSTRAP, LEVEL, measured
 
 TITLES = {"before": "sigmoid of the score", "after": "calibrated", "base_rate": "the same for all: the base rate"}
 FEW_QUERIES = 20  # an interval from fewer hardly says anything
@@ -33,6 +32,33 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """A calibration and what it is worth; as text, what the command prints.
+
+    held_out: log_loss, brier and ece of the plain sigmoid ("before"), of the calibration ("after") and of the same probability for all
+        ("base_rate"), on queries that neither a fit nor the choice of its kind has seen.
+    thresholds: of each that was wanted {"wanted", "least", "at", "pairs", "queries", "there", "held_out"}: the probability from which on
+        documents are taken, how many pairs of how many queries those are, and (value, low, high) of "precision" and "recall" on the
+        queries that chose it ("there") and on others ("held_out"). Where none reaches what is wanted, "at" is None, and "most" the
+        highest precision.
+    """
+
+    kind: str  # temperature, platt or isotonic
+    parameters: Mapping[str, Any]
+    relevant_above: float  # documents with labels above it were taken as relevant
+    data: list[str]  # names of the files
+    queries: int
+    pairs: int
+    relevant: int  # pairs
+    held_out: dict[str, dict[str, float]]
+    log_loss_by_kind: dict[str, float]  # held out; the kind of the least was taken
+    thresholds: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        return report(self)
+
+
+@dataclass(frozen=True)
 class Cut:
     """A threshold for a wanted precision or recall."""
 
@@ -48,7 +74,7 @@ class Cut:
 
 
 def summary(judged: Judged, cuts: Sequence[Cut], files: Sequence[str]) -> dict[str, Any]:
-    """Plain values: data, losses of each kind, and measures before and after."""
+    """What a contract keeps about a calibration: the fields of `Calibrated` from `data` on."""
     base: np.ndarray = np.empty(len(judged.relevant))
     for held in np.unique(judged.fold):
         base[judged.fold == held] = judged.relevant[judged.fold != held].mean()
@@ -83,31 +109,29 @@ def _finite(rows: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]
     return {name: [None if np.isnan(value) else value for value in row] for name, row in rows.items()}
 
 
-def report(calibration: Calibration) -> str:
+def report(result: Calibrated) -> str:
     """The summary of a calibration, for people."""
-    about = calibration.about
-    losses = ", ".join(f"{NAMES[kind]} {loss:.4f}" for kind, loss in about["log_loss_by_kind"].items())
-    share = about["relevant"] / about["pairs"]
+    losses = ", ".join(f"{NAMES[kind]} {loss:.4f}" for kind, loss in result.log_loss_by_kind.items())
     lines = [
-        f"{about['queries']} queries, {about['pairs']} pairs, {share:.1%} of them relevant (label above "
-        f"{calibration.relevant_above:g}); {FOLDS} folds of whole queries",
+        f"{result.queries} queries, {result.pairs} pairs, {result.relevant / result.pairs:.1%} of them relevant (label above "
+        f"{result.relevant_above:g}); {FOLDS} folds of whole queries",
         f"held-out log-loss: {losses}",
-        f"chosen: {described(calibration)}",
+        f"chosen: {described(result)}",
         "",
-        *_table(about["held_out"]),
-        *judgement(about["held_out"]),
+        *_table(result.held_out),
+        *judgement(result.held_out),
     ]
-    for cut in about["thresholds"]:
+    for cut in result.thresholds:
         lines += ["", *_threshold(cut)]
     return "\n".join(lines)
 
 
-def described(calibration: Calibration) -> str:
+def described(result: Calibrated) -> str:
     """Kind and parameters."""
-    values = calibration.parameters
-    if calibration.kind == "isotonic":
+    values = result.parameters
+    if result.kind == "isotonic":
         return f"{NAMES['isotonic']} ({len(values['scores'])} points)"
-    return f"{NAMES[calibration.kind]} ({', '.join(f'{name} {value:.4g}' for name, value in values.items())})"
+    return f"{NAMES[result.kind]} ({', '.join(f'{name} {value:.4g}' for name, value in values.items())})"
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rankery.errors import InputError
-from rankery.evaluate.runs import EvaluationPairs, Gains, gains, rank
-from rankery.evaluate.significance import bootstrap_intervals
+from rankery.evaluation.runs import EvaluationPairs, Gains, gains, rank
+from rankery.evaluation.significance import bootstrap_intervals
 
 
 def ranking_metrics(

@@ -1,35 +1,29 @@
-"""`rankery evaluate`: models, baselines and runs on the same queries, with their differences and how sure these are.
+"""Systems on the same queries, with their differences and how sure these are.
 
-    JSONL, or TREC judgements + runs --candidates--> scores --run files--> values of each query --> table, files, page
+    scores, and runs that are files already --run files--> values of each query --> means, intervals, differences, slices
 
 Contract: every system becomes a TREC run file, and every number comes from such files, so that trec_eval and ir-measures give the
-same ones. Nothing is written before all input has been read. Cost: scoring; beside it about 10 s a million pairs. Rejected: measures
-from scores in memory, which a run from elsewhere has no part in.
+same ones. Cost: about 10 s a million pairs. Rejected: measures from scores in memory, which a run from elsewhere has no part in.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rankery.errors import InputError
-from rankery.evaluate.inputs import Texts
-from rankery.evaluate.measures import DEFAULT, Measured, measure_runs, wanted
-from rankery.evaluate.metrics import has_relevant, kendall, relevance_level
-from rankery.evaluate.question import Given, Question, check_question, read_input, same
-from rankery.evaluate.runs import gains, write_qrels, write_run
-from rankery.evaluate.significance import bootstrap_intervals, holm, randomisation_p
-from rankery.evaluate.slices import Slice, dimensions_of, slices
-from rankery.evaluate.systems import Scored, System, names_of, score_system
-from rankery.evaluate.trec import TrecFile
-from rankery.processes import Group
+from rankery.evaluation.inputs import Texts
+from rankery.evaluation.measures import DEFAULT, Measured, measure_runs, wanted
+from rankery.evaluation.metrics import has_relevant, kendall, relevance_level
+from rankery.evaluation.question import Given, Question, same
+from rankery.evaluation.runs import gains, write_qrels, write_run
+from rankery.evaluation.significance import bootstrap_intervals, holm, randomisation_p
+from rankery.evaluation.slices import Slice, dimensions_of, slices
+from rankery.evaluation.systems import Scored, System
+from rankery.evaluation.trec import TrecFile
 
 
 @dataclass(frozen=True)
@@ -37,9 +31,8 @@ class Difference:
     """A system's mean less the reference's, of one measure."""
 
     mean: float
-    low: float
-    high: float
-    p: float
+    interval: tuple[float, float]  # 95%, by bootstrap over queries
+    p: float  # of a paired randomisation test
     p_holm: float  # corrected for the number of systems
 
 
@@ -78,55 +71,6 @@ class Comparison:
         if scored is None or self.systems[system].value == "random":
             return None
         return len(scored.scores) / max(scored.seconds, 1e-9)
-
-
-def evaluate_systems(
-    systems: Sequence[System],
-    question: Question,
-    *,
-    output: Path | None = None,
-    group: Group | None = None,
-    **options: Any,
-) -> str:
-    """Measures systems; returns the table, on the first process of a group, and writes files to `output` where that is given.
-
-    `output` then holds metrics.json, queries.csv, report.html, qrels.trec (not where judgements were given) and run.trec; with several
-    systems, a file in runs/ for each that is no run.
-
-    Args:
-        systems: what to compare; differences are to the first, or to `question.reference`.
-        question: the data and the measures.
-        output: a folder; files of an earlier call there are replaced.
-        group: the processes that share the scoring.
-        options: device, dtype, prompt, batch_size, max_length of models.
-
-    Raises:
-        InputError: input that cannot be used, all that can be seen before models are opened at once.
-    """
-    from rankery.evaluate.output import check_output, comparison_text, write_output
-
-    group = group or Group()
-    names = names_of(systems)
-    try:
-        check_question(systems, question, names)
-        if output is not None and group.process == 0:
-            check_output(output, systems, names, question)
-        given = read_input(systems, question)
-    except InputError as error:
-        raise InputError(error.problems, shared=True) from None  # all processes see the same
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        scored = {
-            i: score_system(system, given.candidates, group, seed=question.seed, options=options)
-            for i, system in enumerate(systems)
-            if system.kind != "run" and given.candidates is not None
-        }
-        if group.process:
-            return ""
-        result = compare(systems, names, question, given, scored, folder)
-        if output is not None:
-            write_output(output, result)
-        return comparison_text(result)
 
 
 def compare(
@@ -182,7 +126,7 @@ def _statistics(values: np.ndarray, reference: int, seed: int) -> tuple[np.ndarr
         p = [randomisation_p(less[:, j], seed) for j in range(len(others))]
         for j, (i, corrected) in enumerate(zip(others, holm(p), strict=True)):
             low, high = found[systems + j].tolist()
-            differences[i][m] = Difference(float(less[:, j].mean()), low, high, p[j], corrected)
+            differences[i][m] = Difference(float(less[:, j].mean()), (low, high), p[j], corrected)
     return intervals, differences
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.errors import InputError
-from rankery.evaluate.inputs import Candidates, Texts, of_records, of_trec, unknown
-from rankery.evaluate.measures import wanted
-from rankery.evaluate.systems import System
-from rankery.evaluate.trec import TextFile, TrecFile
+from rankery.evaluation.inputs import Candidates, Texts, of_records, of_trec, unknown
+from rankery.evaluation.measures import wanted
+from rankery.evaluation.systems import System
+from rankery.evaluation.trec import TextFile, TrecFile
 
 
 @dataclass(frozen=True)
