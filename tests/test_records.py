@@ -52,7 +52,7 @@ def test_gzip_byte_order_mark_blank_lines_and_globs(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("not json", "data.jsonl:2: is not JSON"),
-        ("[1]", "data.jsonl:2: got a JSON a list; expected an object"),
+        ("[1]", "data.jsonl:2: is a list; expected an object"),
         ('{"query": 3, "pos": ["a"]}', 'data.jsonl:2: "query" is a number; expected a string'),
         ('{"query": "q"}', r"data.jsonl:2: has the keys \['query'\]"),
         ('{"query": "q", "pos": "a"}', "\"pos\" is the string 'a'; expected a list of strings"),
@@ -71,6 +71,8 @@ def test_gzip_byte_order_mark_blank_lines_and_globs(tmp_path: Path) -> None:
         ('{"query": "q", "pos": []}', "has no documents"),
         ('{"query": "q", "content": "a", "label": 1' + "0" * 400 + "}", "is larger than"),
         ('{"query": "q", "content": "a", "label": 1' + "0" * 5000 + "}", "is not JSON"),
+        ('{"query": "q", "content": "a", "label": -1e300}', "is larger than"),
+        ("null", "data.jsonl:2: is null; expected an object"),
         ("[" * 100_000, "is not JSON"),
     ],
 )

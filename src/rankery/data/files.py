@@ -46,10 +46,12 @@ def check_new_file(path: Path, overwrite: bool) -> None:
     """Whether a file can be written there.
 
     Raises:
-        InputError: it is there and nobody said to replace it, it is a folder, or its folder cannot be written to.
+        InputError: it is there and nobody said to replace it, it is no file, or its folder cannot be written to.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file")
+    if path.exists() and not path.is_file():  # a device or a pipe, which a rename would replace
+        raise InputError(f"{path}: is no file that could be replaced; choose another name")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: is there already; --overwrite replaces it")
     above = next(parent for parent in path.absolute().parents if parent.exists())

@@ -153,7 +153,7 @@ def parse_object(line: bytes | str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of thousands of digits
         raise InputError(f"{where}: is not JSON ({error}); expected one object a line: {SHAPES}") from None
     if not isinstance(row, dict):
-        raise InputError(f"{where}: got a JSON {_kind(row)}; expected an object: {SHAPES}")
+        raise InputError(f"{where}: is {'null' if row is None else _kind(row)}; expected an object: {SHAPES}")
     return row
 
 
@@ -235,7 +235,7 @@ def _lists(row: dict[str, Any], labels: LabelRange, where: str, problems: list[s
 
 
 def _label_problems(label: Any, name: str, labels: LabelRange, where: str) -> list[str]:
-    if isinstance(label, int) and abs(label) > LARGEST_LABEL:
+    if isinstance(label, int | float) and LARGEST_LABEL < abs(label) < math.inf:
         return [f"{where}: {name} is larger than {LARGEST_LABEL:g}; expected a number that a label can be"]
     if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
         return [f"{where}: {name} is {_kind(label)}; expected a finite number"]

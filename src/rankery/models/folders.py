@@ -53,7 +53,7 @@ def write_whole(path: Path, text: str) -> None:
     """A file of UTF-8 text, whole or as it was before: written aside, synced, renamed."""
     aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a path that is no UTF-8
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -52,6 +52,7 @@ dt { color: var(--pale); font-size: .85rem; }
 dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 details { border: 1px solid var(--rule); border-radius: .4rem; margin: .5rem 0; padding: 0 .8rem; }
 details[open] { padding-bottom: .7rem; }
+details li { overflow-wrap: anywhere; }
 summary { cursor: pointer; padding: .5rem 0; overflow-wrap: anywhere; }
 .passage { background: var(--box); border-radius: .3rem; padding: .5rem .7rem; margin: .3rem 0; white-space: pre-wrap;
   overflow-wrap: anywhere; }
