@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -256,6 +260,7 @@ def test_fix_mends_what_is_certain_and_says_so(tmp_path: Path) -> None:
     assert [hit["id"] for hit in hits["hits"]] == [0, 1, 2]
     assert sum(report.fixed["changes"].values()) == len(report.fixed["log"])
     again = rankery.check(tmp_path / "clean.jsonl", against=other, fix=tmp_path / "again.jsonl.gz")
+    assert (tmp_path / "again.jsonl.gz").read_bytes()[3] == 0, "no name of a file, which would differ each time"
     assert kinds(again) & (MENDED | {"leaked_query"}) == {"duplicate_query"}  # the two forms
     assert gzip.decompress((tmp_path / "again.jsonl.gz").read_bytes()) == (tmp_path / "clean.jsonl").read_bytes()
 
@@ -299,6 +304,92 @@ def test_fix_writes_over_nothing(tmp_path: Path) -> None:
     rankery.check(data, fix=tmp_path / "there.jsonl", overwrite=True)
     assert (tmp_path / "there.jsonl").read_bytes() == data.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "there.jsonl"]
+
+
+def test_no_result_goes_over_data_or_another_result(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = write_rows(tmp_path / "data.jsonl", clean_rows())
+    before = data.read_bytes()
+    pipe, new = tmp_path / "pipe", tmp_path / "new"
+    os.mkfifo(pipe)
+    for words, message in (
+        (["--json", str(data)], "data.jsonl: is one of the files"),
+        (["--html", str(data)], "data.jsonl: is one of the files"),
+        (["--json", str(new), "--html", str(tmp_path / "x" / ".." / "new")], "new: is to hold two results"),
+        (["--fix", str(new), "--json", str(new)], "new: is to hold two results"),
+        (["--fix", str(pipe)], "pipe: is no file that could be replaced"),
+    ):
+        assert main(["check", str(data), "--overwrite", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert data.read_bytes() == before
+    assert pipe.is_fifo()
+    assert not new.exists()
+
+
+def test_relevance_by_label_and_by_list(tmp_path: Path) -> None:
+    """Documents in pos are relevant whatever the range; where labels are in pos and none in neg, the labels decide."""
+    for options in ({"relevant_above": 1}, {"min_label": 1, "max_label": 5}, {"relevant_above": 2, "max_label": 3}):
+        assert checked(tmp_path, clean_rows(), **options).findings == []
+    rows = clean_rows()
+    for row in rows:  # as `rankery mine` adds to graded labels
+        row |= {"pos": row["pos"] + row["neg"][:2], "pos_scores": [2, 1, 0], "neg": row["neg"][2:]}
+    rows[2]["pos_scores"] = [0, 0, 0]
+    rows[6]["neg"].append(rows[6]["pos"][2].replace(" ", ", "))  # nearly one that is not relevant
+    report = checked(tmp_path, rows, max_label=2)
+    assert kinds(report) == {"no_positive", "near_document"}
+    assert report.lengths is not None
+    assert report.lengths.positives == 22
+    assert checked(tmp_path, rows, relevant_above=1).lengths.positives == 11  # type: ignore[union-attr]
+    for row in rows:  # a teacher's scores
+        row |= {"pos_scores": [0.9, 0.5, 0.25], "neg_scores": [0.1] * len(row["neg"])}
+    assert checked(tmp_path, rows).lengths.positives == 36  # type: ignore[union-attr]
+    for options, message in (
+        ({"relevant_above": -1}, r"relevant_above is -1; expected a number from min_label \(0\)"),
+        ({"relevant_above": 2, "max_label": 2}, r"to below max_label \(2\)"),
+        ({"relevant_above": math.nan}, "relevant_above is nan; expected a finite number"),
+        ({"max_label": math.inf}, "max_label is inf; expected a finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            checked(tmp_path, rows, **options)
+
+
+def test_the_range_that_is_advised_takes_all_labels(tmp_path: Path) -> None:
+    """Also where there are so many labels that the histogram rounds them."""
+    rows = clean_rows(400)
+    labels = np.random.default_rng(0).normal(0, 300, (400, 4))
+    for row, scores in zip(rows, labels.tolist(), strict=True):
+        row |= {"pos": row["pos"] + row.pop("neg"), "pos_scores": scores}
+    finding = checked(tmp_path, rows).finding("label_range")
+    assert finding is not None
+    assert finding.count == ((labels < 0) | (labels > 1)).sum()
+    low, high = (float(word.split("=")[1]) for word in finding.advice.split()[-2:])
+    assert (low, high) == (labels.min(), labels.max())
+    assert checked(tmp_path, rows, min_label=low, max_label=high).problems == []
+
+
+def test_scores_have_no_near_contradictions(tmp_path: Path) -> None:
+    rows = clean_rows()
+    for row in rows:
+        text = row["pos"][0]
+        row |= {"pos": [text, text + " more", *row.pop("neg")[:2]], "pos_scores": [0.0, 0.3, 0.5, 0.7]}
+    assert kinds(checked(tmp_path, rows)) == {"near_document"}
+
+
+def test_logits_that_are_no_numbers_doubt_nothing(tmp_path: Path) -> None:
+    rows = clean_rows()
+    rows[2] |= {"pos_logits": [1.0], "neg_logits": [2.0, math.nan, math.nan]}
+    assert checked(tmp_path, rows).findings == []
+
+
+def test_joined_lines_have_a_score_for_each_document(tmp_path: Path) -> None:
+    rows = [
+        {"query": "q", "pos": [], "pos_scores": [], "neg": ["a"], "neg_from": ["given"], "id": 1},
+        {"query": "q", "pos": ["b"], "neg": [], "neg_scores": [], "id": 2},
+    ]
+    for lines in (rows, rows[::-1]):
+        checked(tmp_path, lines, fix=tmp_path / "clean.jsonl", overwrite=True)
+        (found,) = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()]
+        assert found == {"query": "q", "pos": ["b"], "neg": ["a"], "neg_from": ["given"], "id": lines[0]["id"]}
+        assert rankery.check(tmp_path / "clean.jsonl").problems == []
 
 
 def test_a_full_table_keeps_a_sample_that_estimates_well() -> None:
@@ -457,6 +548,11 @@ def test_a_model_doubts_labels(tmp_path: Path, config: dict) -> None:
     assert expected["negatives"] >= 4
     finding = checked(tmp_path, rows, score_with=str(folder), score_queries=5).finding("false_negative_by_model")
     assert finding is None or finding.of == 15
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines)[:-10])
+    assert rankery.check(tmp_path / "cut.jsonl.gz", score_with=str(folder)).status == 2
+    (tmp_path / "broken.jsonl").write_text("{")
+    assert rankery.check(tmp_path / "broken.jsonl", score_with=str(folder)).status == 2
     scored = [{"query": "q", "pos": ["a", "b"], "pos_scores": [0.2, 0.7]}]
     with pytest.raises(InputError, match="--relevant-above"):
         checked(tmp_path, scored, score_with=str(folder))
@@ -483,6 +579,29 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(words) == 2
     assert "is there already; --overwrite replaces it" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 1
+
+
+def test_who_reads_the_first_problems_only_still_gets_the_files(tmp_path: Path) -> None:
+    data, result = tmp_path / "data.jsonl", tmp_path / "report.json"
+    data.write_text('{"query": 1}\n' * 20_000)  # more than a pipe holds
+    words = [sys.executable, "-m", "rankery.cli", "check", str(data), "--json", str(result)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert b"data.jsonl:1: " in process.stdout.readline()
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (1, b"")
+    process.stderr.close()
+    assert json.loads(result.read_text())["problem_count"] == 40_000
+
+
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    data = os.fsencode(tmp_path / "n") + b"\xff.jsonl"
+    write_rows(Path(os.fsdecode(data)), clean_rows())
+    result, page = tmp_path / "report.json", tmp_path / "report.html"
+    assert main(["check", os.fsdecode(data), "--json", str(result), "--html", str(page)]) == 0
+    assert json.loads(result.read_text())["files"] == [os.fsdecode(data)]
+    assert "n?.jsonl" in page.read_text()
 
 
 def test_damaged_and_odd_files(tmp_path: Path) -> None:

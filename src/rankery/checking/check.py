@@ -8,13 +8,14 @@ default; figures in docs/check.md), whatever the size of the files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankery.checking.doubts import Doubts
 from rankery.checking.findings import compare, draft, illustrated, near_drafts, of_doubts
-from rankery.checking.fix import check_fix
+from rankery.checking.fix import check_outputs
 from rankery.checking.fix import fix as write_fixed
 from rankery.checking.lengths import measure
 from rankery.checking.near import DOCUMENTS, QUERIES
@@ -61,7 +62,8 @@ def check(
         max_len: tokens of a pair; None: the model's, else 512.
         prompt: preset of a decoder that rankery has not saved, for `model` and `score_with`.
         min_label: the lowest label.
-        max_label: the highest, and the label of "pos" without scores; labels outside are problems. None: 1, and any label goes.
+        max_label: the highest, and the label of "pos" without scores; labels outside are problems. None: 1 (or relevant_above + 1,
+            if that is not below 1), and any label goes.
         relevant_above: labels above it are relevant; None: min_label.
         max_texts: distinct pairs, documents and queries of which all is kept; of more, a sample is.
         score_with: a reranker that scores documents, to find labels it doubts; None: none (it is slow).
@@ -81,10 +83,11 @@ def check(
         ("score_queries", score_queries, 1),
     ):
         check_whole(name, value, least)
-    labels = _range(min_label, max_label)
+    above = min_label if relevant_above is None else relevant_above
+    labels = _range(min_label, max_label, relevant_above)
     files, others = expand_paths(data), expand_paths(against) if against else []
     if fix is not None:
-        check_fix(Path(fix), [*files, *others], overwrite)
+        check_outputs([Path(fix)], [*files, *others], overwrite)
     reranker = _opened(score_with, prompt, device, dtype)
     lengths = measure(model or score_with, max_len, prompt)
     report = Report([str(path) for path in files], [str(path) for path in others])
@@ -96,7 +99,7 @@ def check(
         if say is not None:
             say(problem)
 
-    scan = Scan(Files(), labels, min_label if relevant_above is None else relevant_above, max_texts, lengths)
+    scan = Scan(Files(), labels, above, max_texts, lengths)
     scan.read(files, note)
     scan.is_soft = scan.is_soft and relevant_above is None
     if scan.is_soft and reranker is not None:
@@ -114,11 +117,27 @@ def check(
     return report
 
 
-def _range(min_label: float, max_label: float | None) -> LabelRange:
-    if (1.0 if max_label is None else max_label) <= min_label:
+def _range(min_label: float, max_label: float | None, relevant_above: float | None) -> LabelRange:
+    given = {"min_label": min_label, "max_label": max_label, "relevant_above": relevant_above}
+    problems = [
+        f"{name} is {value}; expected a finite number"
+        for name, value in given.items()
+        if value is not None and not math.isfinite(value)
+    ]
+    if problems:
+        raise InputError(problems)
+    # Documents listed in "pos" have the highest label, and are relevant.
+    highest = max_label
+    if highest is None:
+        highest = 1.0 if relevant_above is None or relevant_above < 1 else relevant_above + 1
+    if highest <= min_label:
         got = "not given" if max_label is None else f"{max_label:g}"
         raise InputError(f"max_label is {got}; expected more than min_label ({min_label:g})")
-    return LabelRange(min_label, 1.0 if max_label is None else max_label, strict=max_label is not None)
+    if relevant_above is not None and not min_label <= relevant_above < highest:
+        raise InputError(
+            f"relevant_above is {relevant_above:g}; expected a number from min_label ({min_label:g}) to below max_label ({highest:g})"
+        )
+    return LabelRange(min_label, highest, strict=max_label is not None)
 
 
 def _describe(report: Report, scan: Scan) -> None:

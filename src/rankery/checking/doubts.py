@@ -8,6 +8,7 @@ negative is its mirror, and wants three negatives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -63,4 +64,4 @@ def _has_labels(record: QueryRecord) -> bool:
 
 def _numbers(values: Any) -> list[float]:
     whole = isinstance(values, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    return [float(value) for value in values] if whole else []
+    return [float(value) for value in values] if whole and all(map(math.isfinite, values)) else []

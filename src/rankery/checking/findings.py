@@ -60,26 +60,22 @@ def _of_lines(scan: Scan) -> Iterator[Draft]:
             what = "queries are empty" if kind == "query" else "documents are empty"
             places = [(place,) for place in tally.places[:SHOWN]]
             yield _finding(f"empty_{kind}", True, tally.count, of, what, "--fix leaves them out"), places, "query"
-    labels = list(scan.label_counts)
-    if labels and (min(labels) < scan.labels.min_label or max(labels) > scan.labels.max_label):
+    low, high = scan.label_ends
+    if scan.labels_outside:
         what = f"labels are outside {scan.labels.min_label:g} to {scan.labels.max_label:g}"
-        outside = sum(
-            count
-            for label, count in scan.label_counts.items()
-            if not scan.labels.min_label <= label <= scan.labels.max_label
-        )
-        advice = "train with min_label={:g} max_label={:g}".format(*label_range(labels, scan.labels))
-        yield _finding("label_range", False, outside, scan.pair_count, what, advice), [], ""
+        # In full: a rounded limit would refuse the label itself.
+        wanted = [repr(end).removesuffix(".0") for end in label_range(low, high, scan.labels)]
+        advice = f"train with min_label={wanted[0]} max_label={wanted[1]}"
+        yield _finding("label_range", False, scan.labels_outside, scan.pair_count, what, advice), [], ""
     plain = scan.shapes["pos"]
-    if plain and len(scan.shapes) > 1 and max(labels) > scan.labels.max_label:
+    if plain and len(scan.shapes) > 1 and high > 1 and not scan.labels.strict:
         what = "lines list documents without labels, among lines with labels above 1"
         advice = "their pos counts as max_label: give every line its labels"
         yield _finding("mixed_labels", True, plain, scan.lines, what, advice), [], ""
 
 
-def label_range(labels: Sequence[float], expected: LabelRange) -> tuple[float, float]:
+def label_range(low: float, high: float, expected: LabelRange) -> tuple[float, float]:
     """(min_label, max_label) that labels want: those expected, or where labels are outside, or all at one end, theirs."""
-    low, high = min(labels), max(labels)
     return min(low, expected.min_label), high if high <= expected.min_label else max(high, expected.max_label)
 
 
@@ -203,7 +199,7 @@ def near_drafts(scan: Scan, found: dict[str, NearPairs], against: Scan | None) -
         kinds["near_leaked_query"] = (True, distinct(against, "queries"), "different queries of the other files are nearly equal to one of the data", "query")  # fmt: skip
         kinds["near_leaked_document"] = (False, distinct(against, "documents"), "different documents of the other files are nearly equal to one of the data", "document")  # fmt: skip
     for kind, (matters, of, what, shown) in kinds.items():
-        if found[kind].pairs:
+        if found[kind].pairs and not (kind == "near_contradiction" and scan.is_soft):
             advice = "probably relevant too: look at some" if kind == "near_contradiction" else ""
             finding = _finding(kind, matters, found[kind].count, of, what, advice, found[kind].is_estimate)
             yield finding, list(found[kind].pairs[:SHOWN]), shown

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from rankery.checking.places import DOCUMENTS, Files
 from rankery.checking.scan import Scan, grades_of, pair_keys
 from rankery.checking.texts import keys_of, normalise
-from rankery.data.files import check_new_file, numbered_lines
+from rankery.data.files import check_new_file, numbered_lines, written_whole
 from rankery.data.records import QueryRecord, parse_object, parse_row
 from rankery.errors import InputError
 
@@ -33,15 +32,18 @@ HELD_CHARACTERS = 1 << 27
 LOGGED = 100_000  # changes that are listed one by one
 
 
-def check_fix(output: Path, inputs: Iterable[Path], overwrite: bool) -> None:
-    """Whether the cleaned file may be written there.
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], overwrite: bool) -> None:
+    """Whether the cleaned file and the reports may be written there.
 
     Raises:
-        InputError: it is there and nobody said to replace it, or it is one of the inputs.
+        InputError: one is there and nobody said to replace it, it is one of the inputs, or two are the same.
     """
-    if output.exists() and any(output.samefile(path) for path in inputs):
-        raise InputError(f"{output}: is one of the files that are checked; expected a new name")
-    check_new_file(output, overwrite)
+    for number, output in enumerate(outputs):
+        if output.exists() and any(output.samefile(path) for path in inputs):
+            raise InputError(f"{output}: is one of the files that are checked; expected a new name")
+        if output.resolve() in [other.resolve() for other in outputs[:number]]:
+            raise InputError(f"{output}: is to hold two results; expected a name for each")
+        check_new_file(output, overwrite)
 
 
 def fix(paths: Sequence[Path], output: Path, scan: Scan, against: Scan | None) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def fix(paths: Sequence[Path], output: Path, scan: Scan, against: Scan | None) -
     "changes" has the number of each kind of change, "log" the first LOGGED with their lines.
 
     Raises:
-        InputError: the scan kept only a sample.
+        InputError: the scan kept only a sample, or the disk is full.
     """
     tables = [scan.queries, scan.pairs, *([against.queries] if against else [])]
     if any(table.scale > 1 for table in tables):
@@ -58,17 +60,9 @@ def fix(paths: Sequence[Path], output: Path, scan: Scan, against: Scan | None) -
             f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger --max-texts"
         )
     fixer = Fixer(scan, against)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f".tmp-{output.name}-{os.getpid()}")
-    try:
-        with _opened(aside, output.name) as file:
-            for line in fixer.lines(paths):
-                file.write(line)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(output)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(output) as file:
+        for line in fixer.lines(paths):
+            file.write(line)
     return {
         "output": str(output), "lines": fixer.written, "pairs": fixer.pairs, "changes": dict(fixer.changes), "log": fixer.log,
     }  # fmt: skip
@@ -138,7 +132,9 @@ class Fixer:
         pairs = pair_keys(np.repeat(key, len(texts)), keys_of(texts))
         rows = np.asarray(np.searchsorted(self.table["key"], pairs))
         kept = []
-        for index, (text, row, grade) in enumerate(zip(texts, rows.tolist(), grades_of(record), strict=True)):
+        for index, (text, row, grade) in enumerate(
+            zip(texts, rows.tolist(), grades_of(record, self.labels), strict=True)
+        ):
             which = f"{where}, document {index + 1}"
             if not text:
                 self._note("documents left out: empty", which)
@@ -215,7 +211,9 @@ def with_documents(row: dict[str, Any], record: QueryRecord, kept: Sequence[int]
 
 
 def joined(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None:
-    """One line of two with the same query; None where one has a list (scores, say) that the other lacks."""
+    """One line of two with the same query, other keys as the left has them; None where one has a list (scores, say) that the other
+    lacks.
+    """
     if "hits" in left or "hits" in right:
         return {**left, "hits": left["hits"] + right["hits"]} if "hits" in left and "hits" in right else None
     together = {**right, **left}
@@ -224,8 +222,11 @@ def joined(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None
         filled = [row for row in lists if row.get(side)]
         if len(filled) == 2 and filled[0].keys() != filled[1].keys():
             return None
-        for name in {name for row in filled for name in row}:
-            together[name] = [value for row in filled for value in row[name]]
+        for name in [name for row in lists for name in row]:
+            if not filled or name in filled[0]:
+                together[name] = [value for row in filled for value in row[name]]
+            elif together[name] == []:  # scores of no documents, say
+                del together[name]
     return together
 
 
@@ -247,8 +248,3 @@ def _texts(row: dict[str, Any]) -> list[str]:
 def _has(keys: np.ndarray, key: np.ndarray) -> bool:
     at = int(np.searchsorted(keys, key[0]))
     return bool(at < len(keys) and keys[at] == key[0])
-
-
-def _opened(path: Path, name: str) -> BinaryIO:
-    # Without a time in its header, the same data gives the same bytes.
-    return gzip.GzipFile(path, "wb", mtime=0) if name.endswith(".gz") else path.open("wb")  # type: ignore[return-value]

@@ -1,12 +1,13 @@
 """One pass over the data: records -> chunks of texts -> tables, sketches, counts; everything that findings are made of.
 
 Contract: memory does not grow with the files once the tables are full (`tables`); what is kept are keys, places and counts, no
-texts but a bounded sample for lengths. Relevance: documents listed in "pos" of a line that has "neg" too, else labels above
-`relevant_above`. Cost: a JSON parse, a normal form, a hash and a sketch for each document. Rejected: one pass a question.
+texts but a bounded sample for lengths. Relevance: labels above `relevant_above`, but lists where scores are a teacher's
+(`grades_of`). Cost: a JSON parse, a normal form, a hash and a sketch for each document. Rejected: one pass a question.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ class Scan:
         self.lines = self.pair_count = 0
         self.shapes: Counter[str] = Counter()
         self.label_counts: Counter[float] = Counter()
+        self.label_ends, self.labels_outside = (math.inf, -math.inf), 0
         self.is_soft = False  # some labels are scores: no line is drawn between relevant and not
         self.scripts: dict[str, np.ndarray] = {
             kind: np.zeros(len(SCRIPTS), dtype=np.int64) for kind in ("queries", "documents")
@@ -101,7 +103,7 @@ class Scan:
         chunk, count = self.chunk, len(record.documents)
         place = self.files.place(record.lines[0])
         self.pair_count += count
-        grades = grades_of(record)
+        grades = grades_of(record, self.labels)
         self._count_labels(record, row, grades)
         self.doubts.add(record, row, place, [grade > self.relevant_above for grade in grades])
         chunk.owner += [len(chunk.queries)] * count
@@ -125,7 +127,12 @@ class Scan:
             shape = "scores"
         self.shapes[shape] += 1
         self.label_counts.update(record.labels)
-        if not self.is_soft and shape != "pos":
+        low, high = min(record.labels), max(record.labels)
+        self.label_ends = min(low, self.label_ends[0]), max(high, self.label_ends[1])
+        if low < self.labels.min_label or high > self.labels.max_label:
+            inside = (self.labels.min_label <= label <= self.labels.max_label for label in record.labels)
+            self.labels_outside += len(record.labels) - sum(inside)
+        if not self.is_soft and shape != "pos" and not record.negatives:
             self.is_soft = not all(grade.is_integer() for grade in grades)
         if len(self.label_counts) > DISTINCT_LABELS:
             shorter: Counter[float] = Counter()
@@ -239,10 +246,14 @@ class OtherScan(Scan):
         self.data.near_documents.look(sketches[new], places[new], self.near_leaks["document"])
 
 
-def grades_of(record: QueryRecord) -> list[float]:
-    """What decides the relevance of each document: 1 and 0 by list where a line has "neg" (its scores are a teacher's), else the label."""
-    if record.negatives:
-        return [1.0] * (len(record.documents) - record.negatives) + [0.0] * record.negatives
+def grades_of(record: QueryRecord, labels: LabelRange) -> list[float]:
+    """What decides the relevance of each document: its label, or the end of the range by list where a line has "neg" and a teacher's
+    scores: scores of "neg", or such of "pos" as are no whole numbers.
+    """
+    split = len(record.documents) - record.negatives
+    positives, negatives = record.labels[:split], record.labels[split:]
+    if negatives and not (all(map(float.is_integer, positives)) and set(negatives) == {labels.min_label}):
+        return [labels.max_label] * split + [labels.min_label] * record.negatives
     return list(record.labels)
 
 

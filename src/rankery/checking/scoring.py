@@ -7,16 +7,18 @@ the data, which is what `rankery score` is for.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankery.checking.doubts import Doubts
-from rankery.checking.places import Files
+from rankery.checking.places import DOCUMENTS, Files
 from rankery.checking.scan import Scan, grades_of
 from rankery.checking.texts import keys_of, normalise
 from rankery.data.files import numbered_lines
-from rankery.data.records import parse_line
+from rankery.data.records import QueryRecord, parse_line
 from rankery.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,18 +33,17 @@ def judged(reranker: Reranker, paths: Sequence[Path], scan: Scan, queries: int) 
     files = Files()
     for path in paths:
         files.open(path)
-        for number, line in numbered_lines(path):
-            place = files.place(number)
-            try:
-                record = parse_line(line, str(path), number, scan.labels)
-            except InputError:
-                continue  # the scan has said so
-            group = groups.get(int(keys_of([normalise(record.query)])[0]))
-            if group is not None:
-                relevant = [grade > scan.relevant_above for grade in grades_of(record)]
-                texts = zip(record.documents, relevant, strict=True)
-                group += [(record.query, text, is_relevant, place + i) for i, (text, is_relevant) in enumerate(texts)]
+        # What cannot be read, the scan has said.
+        with suppress(OSError, EOFError, zlib.error):
+            for number, line in numbered_lines(path):
+                with suppress(InputError):
+                    record = parse_line(line, str(path), number, scan.labels)
+                    group = groups.get(int(keys_of([normalise(record.query)])[0]))
+                    if group is not None:
+                        group += _labelled(record, files.place(number), scan)
     pairs = [(query, document) for group in groups.values() for query, document, *_ in group]
+    if not pairs:
+        return Doubts()
     scores = reranker.rank_scores(reranker.compute_score(pairs, show_progress=True)).tolist()
     doubts, at = Doubts(), 0
     for group in groups.values():
@@ -50,3 +51,12 @@ def judged(reranker: Reranker, paths: Sequence[Path], scan: Scan, queries: int) 
         at += len(group)
         doubts.judge(part, [is_relevant for *_, is_relevant, _ in group], [place for *_, place in group])
     return doubts
+
+
+def _labelled(record: QueryRecord, place: int, scan: Scan) -> list[tuple[str, str, bool, int]]:
+    """(query, document, whether it is relevant, its place) of each document."""
+    graded = zip(record.documents, grades_of(record, scan.labels), strict=True)
+    return [
+        (record.query, text, grade > scan.relevant_above, place + min(i, DOCUMENTS - 1))
+        for i, (text, grade) in enumerate(graded)
+    ]

@@ -44,11 +44,21 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from rankery.checking.check import MAX_TEXTS, check
-    from rankery.data.files import check_new_file
+    from rankery.checking.fix import check_outputs
+    from rankery.data.files import expand_paths
     from rankery.models.folders import write_whole
 
-    for name in filter(None, (arguments.json, arguments.html)):
-        check_new_file(Path(name), arguments.overwrite)
+    outputs = [Path(name) for name in (arguments.fix, arguments.json, arguments.html) if name]
+    check_outputs(outputs, expand_paths([*arguments.data, *(arguments.against or ())]), arguments.overwrite)
+    left: list[str] = []  # nobody reads the problems any more: head, say
+
+    def say(problem: str) -> None:
+        try:
+            if not left:
+                print(problem)
+        except BrokenPipeError:
+            left.append(problem)
+
     report = check(
         arguments.data,
         against=arguments.against or (),
@@ -65,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         fix=arguments.fix,
         overwrite=arguments.overwrite,
-        say=print,
+        say=say,
     )
     for name in filter(None, (arguments.json, arguments.html)):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
