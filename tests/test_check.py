@@ -470,6 +470,14 @@ def test_what_is_nearly_equal() -> None:
     assert near("What is Homebrew for Wii?", "what is homebrew for wii")
     assert near("blackpink壁纸全屏高清大图", "blackpink壁纸全屏高清图")
     assert not near("population of france in 2010", "population of france in 2011")
+    assert not near("what are the symptoms of flu", "what are the symptoms of copd")
+    assert not near("北京今天的天气怎么样呢", "南京今天的天气怎么样呢")
+    assert near(
+        "what is the the north american free trade agreement",
+        "what is the purpose of north american free trade agreement",
+    )
+    assert near("who won the first superbowl", "who won the first super bowl")
+    assert near("symptoms of hypertension in women", "symptoms of hypertention in women")
     assert not near("same text", "Same  text")
     assert not near("how tall is everest", "how far is the moon")
 

@@ -1,8 +1,8 @@
 """Nearly equal texts of a whole data set: candidates while it streams by, compared exactly afterwards.
 
 Contract: a text is a candidate with the earlier text that it shares most keys of its sketch with; at most CANDIDATES of them, a
-sample by place, are kept and compared, and counts are scaled to all. Queries that differ in a number ("2010", "2011") ask for
-different things and are not nearly equal. Memory: 16 bytes a key, 8 keys a text, bounded like every table; 4 kB a text that is
+sample by place, are kept and compared, and counts are scaled to all. Queries of which each has a number or a word that the other
+lacks ("2010" and "2011", "flu" and "COPD") ask for different things and are not nearly equal, unless these are spelt alike. Memory: 16 bytes a key, 8 keys a text, bounded like every table; 4 kB a text that is
 compared. Rejected: comparing all texts that share a key, which templated data makes quadratic.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import numpy as np
 
@@ -18,19 +19,22 @@ from rankery.checking.sketch import BANDS, SIMILAR, band_keys, jaccard, shingles
 from rankery.checking.tables import Table
 from rankery.checking.texts import normalise
 from rankery.data.files import mix, text_hash
+from rankery.evaluation.retrieval import CJK
 
 CANDIDATES = 2048
 FEWEST_RUNS = 5  # texts with fewer runs of characters are too short to be nearly anything
 ABSENT = (1 << 63) - 1
 NUMBERS = re.compile(r"\d+")
+WORDS = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")  # of scripts without spaces, characters
+ALIKE = 0.8  # share of equal letters, of words that only one query has and those that only the other has
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How texts are compared: the characters of a run, and whether their numbers have to be the same."""
+    """How texts are compared: the characters of a run, and whether their numbers and words have to be the same."""
 
     width: int
-    same_numbers: bool
+    same_words: bool
 
 
 QUERIES = Kind(3, True)
@@ -53,13 +57,20 @@ class Look:
         text = normalise(text)
         self.key = text_hash(text)
         self.shingles = shingles(text, kind.width)
-        self.numbers = tuple(NUMBERS.findall(text)) if kind.same_numbers else ()
+        self.numbers = NUMBERS.findall(text) if kind.same_words else []
+        self.words = dict.fromkeys(WORDS.findall(text) if kind.same_words else ())
 
     def is_near(self, other: Look) -> bool:
         """Whether the texts differ, but by little."""
         if self.key == other.key or self.numbers != other.numbers:
             return False
-        return jaccard(self.shingles, other.shingles) >= SIMILAR
+        return jaccard(self.shingles, other.shingles) >= SIMILAR and self._has_words_of(other)
+
+    def _has_words_of(self, other: Look) -> bool:
+        """Whether one has all words of the other, or those that it lacks in another spelling."""
+        ours = "".join(word for word in self.words if word not in other.words)
+        theirs = "".join(word for word in other.words if word not in self.words)
+        return not ours or not theirs or SequenceMatcher(None, ours, theirs, autojunk=False).ratio() > ALIKE
 
 
 class Candidates:
