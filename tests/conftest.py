@@ -165,6 +165,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["RANKERY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def spoil(model: Path, word: str) -> None:
+    """Makes a BERT's scores of texts with a word NaN; those of its probes stay as they were."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    weights = load_file(model / "model.safetensors")
+    weights["bert.embeddings.word_embeddings.weight"][tokenizer.convert_tokens_to_ids(word)] = float("nan")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
 def words(seed: int, count: int) -> str:
     return " ".join(WORDS[(seed * 7 + i * (seed % 5 + 1)) % len(WORDS)] for i in range(count))
 

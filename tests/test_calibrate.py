@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, make_bert, make_data, make_decoder, write_rows
+from conftest import SHARED, make_bert, make_data, make_decoder, spoil, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
@@ -354,7 +354,8 @@ def test_what_is_refused(model: Path, dev: str, bert: Path, tmp_path: Path) -> N
             {"precision": 0, "recall": 2},
             "precision is 0; expected a number above 0 and up to 1\nrecall is 2",
         ),
-        (model, dev, {"min_label": float("nan")}, "min_label is nan"),
+        (model, dev, {"min_label": float("nan"), "seed": -1}, "min_label is nan; expected a finite number\nseed is -1"),
+        (model, dev, {"html": dev, "overwrite": True}, "dev.jsonl: is input; choose another place"),
         (model, str(tmp_path / "none.jsonl"), {}, "does not exist"),
     ):
         with pytest.raises(InputError) as caught:
@@ -367,6 +368,12 @@ def test_what_is_refused(model: Path, dev: str, bert: Path, tmp_path: Path) -> N
     first = (model / "rankery.json").read_bytes()
     calibrate(model, [dev], overwrite=True)
     assert (model / "rankery.json").read_bytes() == first
+
+
+def test_scores_that_are_no_numbers_are_named(model: Path, dev: str) -> None:
+    spoil(model, "snow")
+    with pytest.raises(InputError, match=r"not finite, the first at \S+dev\.jsonl:\d+, query '"):
+        calibrate(model, dev)
 
 
 def test_scores_that_fall_with_relevance(model: Path, dev: str, tmp_path: Path) -> None:

@@ -83,6 +83,20 @@ def test_rerank_reads_gzip_and_writes_utf8(model: str, tmp_path: Path) -> None:
     assert "q.jsonl.gz: cannot be read: Compressed file ended" in done.stderr
 
 
+def test_rerank_packs_what_ends_in_gz(model: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "q.jsonl", [{"query": "sun", "documents": ["sea", "sun"]}] * 2)
+    for name in ("r.jsonl", "r.jsonl.gz"):
+        assert main(["rerank", "--model", model, "--input", str(source), "--output", str(tmp_path / name)]) == 0
+    assert gzip.decompress((tmp_path / "r.jsonl.gz").read_bytes()) == (tmp_path / "r.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("words", [["evaluate", "--proc", "2"], ["evaluate", "--mod", "x"]])
+def test_options_have_their_whole_names(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"unrecognized arguments: {words[1]}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

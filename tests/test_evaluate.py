@@ -12,7 +12,7 @@ import ir_measures
 import numpy as np
 import pytest
 from browser import visit
-from conftest import SHARED, run_python, write_rows
+from conftest import SHARED, run_python, spoil, write_rows
 from scipy import stats
 
 import rankery
@@ -100,6 +100,59 @@ def test_lines_of_a_query_may_be_apart_and_files_packed(tmp_path: Path) -> None:
     assert whole.lines == apart.lines
     measured = measure_runs(TrecFile.qrels(qrels), [whole, apart], wanted(MEASURES))
     assert np.array_equal(measured.values[0], measured.values[1])
+
+
+def test_a_run_is_read_in_parts_however_few_documents_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "qrels.txt").write_text("".join(f"q{q} 0 d0 1\n" for q in range(40)))
+    (tmp_path / "run.txt").write_text("".join(f"q{q} Q0 d{d} 1 {-d} x\n" for q in range(40) for d in range(50)))
+    qrels, run = TrecFile.qrels(tmp_path / "qrels.txt"), TrecFile.run(tmp_path / "run.txt")
+    monkeypatch.setattr(measures_module, "AT_ONCE", (tmp_path / "run.txt").stat().st_size // 8)
+    sizes = [len(judged) for judged in measures_module._chunks(qrels, [run, run])]
+    assert (sum(sizes), max(sizes)) == (40, 6)
+    assert measure_runs(qrels, [run], wanted(["RR"])).values.min() == 1
+
+
+def test_what_lines_that_are_apart_name_twice(tmp_path: Path) -> None:
+    (tmp_path / "run.txt").write_text("q1 Q0 a 1 3 x\nq2 Q0 a 1 2 x\nq1 Q0 b 2 1 x\nq2 Q0 a 1 1 x\n")
+    with pytest.raises(InputError, match="names a again for query q2, in lines that are apart; expected it once"):
+        TrecFile.run(tmp_path / "run.txt")
+
+
+def test_an_id_with_a_space_of_another_script_ends_no_line(tmp_path: Path) -> None:
+    (tmp_path / "run.txt").write_text("q1 Q0 d1\x85 1 0.5 x\r\nq1 Q0 d2 2 0.25 x\r\n", encoding="utf-8", newline="")
+    assert TrecFile.run(tmp_path / "run.txt")["q1"] == {"d1": 0.5, "d2": 0.25}
+
+
+def test_equal_scores(tmp_path: Path) -> None:
+    """The page shows the order that was measured; scores that differ beyond float32 are equal to trec_eval."""
+    (tmp_path / "qrels.txt").write_text("q 0 a 1\nq 0 b 0\nq 0 c 0\n")
+    (tmp_path / "run.txt").write_text("q Q0 a 1 0.123456789 x\nq Q0 b 2 0.123456789 x\nq Q0 c 3 0.123456788 x\n")
+    found = rankery.evaluate(
+        runs=tmp_path / "run.txt", qrels=tmp_path / "qrels.txt", measures="RR", output=tmp_path / "out"
+    )
+    assert found.systems["run"].metrics["RR"] == pytest.approx(1 / 3)
+    (tmp_path / "run.txt").write_text("q Q0 a 1 7 x\nq Q0 b 2 7 x\nq Q0 c 3 7 x\n")
+    found = rankery.evaluate(
+        runs=tmp_path / "run.txt", qrels=tmp_path / "qrels.txt", measures="RR RR@3", output=tmp_path / "out"
+    )
+    assert found.systems["run"].metrics == {"RR": pytest.approx(1 / 3), "RR@3": 1.0}
+    assert "equal scores in 1 queries: trec_eval takes the last document id first, RR@k the first" in str(found)
+    assert re.findall(r"(\d\. \w[\w ]*), score 7", (tmp_path / "out/report.html").read_text()) == [
+        "1. not relevant", "2. not relevant", "3. relevant",
+    ]  # fmt: skip
+    (tmp_path / "run.txt").write_text("q Q0 a 1 0.123456789 x\nq Q0 b 2 0.123456788 x\n")
+    assert "run has equal scores in 1 queries" in str(
+        rankery.evaluate(runs=tmp_path / "run.txt", qrels=tmp_path / "qrels.txt")
+    )
+
+
+def test_a_run_of_one_large_score_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").write_text("q 0 a 1\n")
+    (tmp_path / "run.txt").write_text("q Q0 a 1 1e15 x\n")
+    rankery.evaluate(runs=tmp_path / "run.txt", qrels=tmp_path / "qrels.txt", output=tmp_path / "out")
+    assert "Scores of run" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_bad_lines_are_all_said(tmp_path: Path) -> None:
@@ -192,6 +245,8 @@ def test_names_tell_systems_apart() -> None:
     assert names_of(systems) == ["a/model", "b/model", "BM25", "cosine of minilm", "runs/theirs", "bases/theirs"]
     assert names_of(systems[:1]) == ["model"]
     assert names_of([System("model", "x"), System("run", "x")]) == ["x (model)", "x (run)"]
+    same = [System("run", "a/x.trec"), System("run", "a/x.trec.gz"), System("model", "a/x")]
+    assert names_of(same) == ["a/x.trec", "a/x.trec.gz", "x (model)"]
     with pytest.raises(InputError, match="--baseline bm25 is there twice"):
         names_of([systems[2], systems[2]])
 
@@ -203,12 +258,26 @@ def test_slices_have_about_the_same_size_and_every_query_once(tmp_path: Path) ->
         ("length", "1", 4), ("length", "2 to 3", 2), ("length", "4 to 6", 3), ("cut", "yes", 3), ("cut", "no", 7),
     ]  # fmt: skip
     (tmp_path / "run").write_text("a Q0 x 1 1 t\na Q0 y 2 0 t\n")
-    measured = Measured(["a", "b"], np.zeros((1, 1, 2)), np.array([[2, 0]]), np.array([1, 0]), np.zeros(1), [])
+    measured = Measured(
+        ["a", "b"], np.zeros((1, 1, 2)), np.array([[2, 0]]), np.array([1, 0]), np.ones((1, 2)), np.zeros(1), []
+    )
     texts = Texts({"a": "four", "b": "b"}.get, {"x": "12", "y": "1234"}.get)
-    found = dimensions_of(measured, TrecFile.run(tmp_path / "run"), texts, {"m": {"b"}})
+    found = dimensions_of(measured, TrecFile.run(tmp_path / "run"), texts, {"m": {"b"}}, {"r": np.array([2.0, np.nan])})
     assert found["query, characters"].tolist() == [4, 1]
     assert found["documents, characters on average"][0] == 3
     assert found["relevant document cut by m"].tolist() == [False, True]
+    assert found["place of the best relevant document in r"][0] == 2
+
+
+def test_the_place_of_the_best_relevant_document(tmp_path: Path) -> None:
+    """Of each query; it is one over RR, ties too, and nowhere where the run has none."""
+    qrels, run = write_trec(tmp_path)
+    measured = measure_runs(TrecFile.qrels(qrels), [TrecFile.run(run)], wanted(["RR"]))
+    reciprocal = np.nan_to_num(1 / measured.place[0], nan=0.0)
+    assert reciprocal == pytest.approx(measured.values[0, 0])
+    assert np.isnan(measured.place).any()
+    rankery.evaluate(runs=run, qrels=qrels, output=tmp_path / "out")
+    assert "place of the best relevant document in run0" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_probabilities_are_left_as_they_are() -> None:
@@ -226,7 +295,7 @@ def model(config: dict, capsys: pytest.CaptureFixture) -> str:
 def test_models_baselines_and_runs_side_by_side(
     config: dict, model: str, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    data, out = config["val_dataset"], tmp_path / "out"
+    data, out = config["val_dataset"], tmp_path / "evaluation"
     assert main(["evaluate", "--model", model, "--data", data, "--output", str(tmp_path / "first")]) == 0
     single = json.loads((tmp_path / "first" / "metrics.json").read_text())
     capsys.readouterr()
@@ -273,7 +342,7 @@ def test_models_baselines_and_runs_side_by_side(
 
 
 def test_from_python_as_from_the_command_line(config: dict, model: str, tmp_path: Path) -> None:
-    data, out = config["val_dataset"], tmp_path / "out"
+    data, out = config["val_dataset"], tmp_path / "evaluation"
     options = {"measures": "nDCG@10 RR@10", "reference": "BM25", "output": out}
     found = rankery.evaluate(Path(model), ["bm25", "random"], data=data, **options)
     words = ["--model", model, "--baseline", "bm25", "--baseline", "random", "--data", data, "--reference", "BM25"]
@@ -356,7 +425,43 @@ def test_bad_words_are_all_said_and_nothing_is_written(
     (tmp_path / "qrels.txt").write_text("q0 0 d0 1\n")
     assert main(["evaluate", "--run", str(tmp_path / "run.txt"), "--qrels", str(tmp_path / "qrels.txt"), *out]) == 2
     assert "none of its 1 queries (other, ...) is among the 1 of qrels.txt (q0, ...)" in capsys.readouterr().err
+    words = ["--baseline", "bm25", "--qrels", str(tmp_path / "qrels.txt"), "--min-label", "1", "--relevant-above", "-1"]
+    assert main(["evaluate", *words, "--seed", "-1", *out]) == 2
+    said = capsys.readouterr().err
+    for problem in ("--min-label goes with --data", "relevant_above is -1; expected a number from 0", "seed is -1"):
+        assert problem in said
     assert not (tmp_path / "out").exists()
+
+
+def test_what_data_cannot_answer_is_said_before_models_are_opened(config: dict, model: str, tmp_path: Path) -> None:
+    (Path(model) / "model.safetensors").write_bytes(b"")
+    for options, message in (
+        ({"data": config["val_dataset"], "relevant_above": -5}, "relevant_above is -5; expected a number, at least 0"),
+        (
+            {"data": soft_data(tmp_path), "measures": "nDCG@10 AP"},
+            "'AP' counts relevant documents, but the labels are scores",
+        ),
+        (
+            {"data": soft_data(tmp_path), "measures": "AP P(rel=2)@5", "relevant_above": 0.3},
+            r"'P\(rel=2\)@5' counts relevant documents, but the labels are scores; expected measures without a grade",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            rankery.evaluate(model, **options)
+
+
+def test_scores_that_are_no_numbers_are_named(config: dict, model: str) -> None:
+    spoil(Path(model), "snow")
+    with pytest.raises(InputError, match=r"scores of \S+model are not finite, the first at \S+val\.jsonl:\d+, query '"):
+        rankery.evaluate(model, data=config["val_dataset"])
+
+
+def test_a_page_of_something_else_is_not_replaced(config: dict, model: str) -> None:
+    folder = Path(model).parent
+    before = (folder / "report.html").read_bytes()
+    with pytest.raises(InputError, match=r"would replace \S+report.html, which is of something else"):
+        rankery.evaluate(baselines="bm25", data=config["val_dataset"], output=folder)
+    assert (folder / "report.html").read_bytes() == before
 
 
 def test_input_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -390,19 +495,31 @@ def test_reliability_before_and_after(config: dict, labels: int, tmp_path: Path,
     assert scored.calibrated is not None
     expected = reranker.compute_score(candidates.texts(), calibrated=True).numpy()
     assert scored.calibrated(scored.scores) == pytest.approx(expected, abs=1e-5)
-    words = ["evaluate", "--model", str(folder), "--data", config["val_dataset"], "--output", str(tmp_path / "out")]
+    words = [
+        "evaluate",
+        "--model",
+        str(folder),
+        "--data",
+        config["val_dataset"],
+        "--output",
+        str(tmp_path / "evaluation"),
+    ]
     assert main(words) == 0
     capsys.readouterr()
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert "calibrated</" in page
     assert ("sigmoid of the score</" in page) == (labels == 1)
 
 
-def test_scores_as_labels(config: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def soft_data(folder: Path) -> str:
     rows = [
         {"query": f"sun {i}", "pos": ["sun sun", "sea", "hill sun"], "pos_scores": [0.9, 0.1, 0.4]} for i in range(6)
     ]
-    data = str(write_rows(tmp_path / "soft.jsonl", rows))
+    return str(write_rows(folder / "soft.jsonl", rows))
+
+
+def test_scores_as_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = soft_data(tmp_path)
     words = [
         "evaluate",
         "--baseline",

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rankery import __version__
 from rankery.errors import InputError
@@ -63,10 +64,17 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Exact(argparse.ArgumentParser):
+    """Options by their whole names: --out=x may be a key of a training, and `relaunched` looks for --processes."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rankery", description="Fine-tune, evaluate and run text rerankers.")
     parser.add_argument("--version", action="version", version=f"rankery {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Exact)
     for verb in VERBS:
         verb.add(verbs)
     return parser

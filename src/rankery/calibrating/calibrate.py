@@ -21,8 +21,9 @@ from rankery.calibrating.report import Calibrated, Cut, Judged, summary
 from rankery.data.files import check_new_file, expand_paths
 from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.errors import InputError
+from rankery.evaluation.runs import check_finite
 from rankery.models.calibration import Calibration, check_place, evidence, write_calibration
-from rankery.models.folders import write_whole
+from rankery.models.folders import CONTRACT_FILE, write_whole
 
 
 def calibrate(
@@ -63,12 +64,15 @@ def calibrate(
     from rankery.models.opening import open_reranker
 
     wanted = {name: value for name, value in (("precision", precision), ("recall", recall)) if value is not None}
-    _check_numbers(wanted, {"min_label": min_label, "relevant_above": relevant_above})
+    _check_numbers(wanted, {"min_label": min_label, "relevant_above": relevant_above}, seed)
     folder = Path(model).expanduser()
     check_place(folder, overwrite)
+    check_new_file(folder / CONTRACT_FILE, overwrite=True)
+    paths = expand_paths(data)
     if html is not None:
         check_new_file(Path(html), overwrite)
-    paths = expand_paths(data)
+        if Path(html).exists() and any(path.samefile(html) for path in paths):
+            raise InputError(f"{html}: is input; choose another place for the page")
     reranker = open_reranker(folder, device=device, dtype=dtype)
     low, high = reranker.labels
     min_label = low if min_label is None else min_label
@@ -79,6 +83,7 @@ def calibrate(
     relevant, query, fold = _judgements(records, above, seed)
     pairs = [(record.query, document) for record in records for document in record.documents]
     logits = reranker.compute_score(pairs, batch_size, show_progress=sys.stderr.isatty())
+    check_finite(logits.reshape(len(pairs), -1).sum(1).numpy(), records, folder)
     scores = evidence(logits).numpy().astype(np.float64)
     calibration, judged, cuts = calibrated(scores, relevant, query, fold, wanted, seed)
     about = summary(judged, cuts, [path.name for path in paths])
@@ -117,7 +122,7 @@ def calibrated(
     return calibration, judged, [_cut(name, least, final, fits, judged, seed) for name, least in wanted.items()]
 
 
-def _check_numbers(wanted: Mapping[str, float], labels: Mapping[str, float | None]) -> None:
+def _check_numbers(wanted: Mapping[str, float], labels: Mapping[str, float | None], seed: int) -> None:
     problems = [
         f"{name} is {value}; expected a number above 0 and up to 1"
         for name, value in wanted.items()
@@ -128,6 +133,8 @@ def _check_numbers(wanted: Mapping[str, float], labels: Mapping[str, float | Non
         for name, value in labels.items()
         if value is not None and not math.isfinite(value)
     ]
+    if seed < 0:
+        problems.append(f"seed is {seed}; expected 0 or more")
     if problems:
         raise InputError(problems)
 

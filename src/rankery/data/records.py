@@ -83,6 +83,16 @@ def read_records(paths: Sequence[str | Path], labels: LabelRange | None = None) 
             yield parse_line(line, str(path), line_number, labels or LabelRange())
 
 
+def pair_place(records: Sequence[QueryRecord], pair: int) -> str:
+    """`file:line, query '...'` of a pair, by its number among those of all records."""
+    for record in records:
+        if pair < len(record.documents):
+            where = f"{record.path}:{record.lines[pair]}" if record.lines else record.path
+            return f"{where}, query {record.query[:60]!r}"
+        pair -= len(record.documents)
+    raise AssertionError("no such pair")
+
+
 def check_records(paths: Sequence[Path], labels: LabelRange | None = None) -> DataSummary:
     """Reads everything once and counts.
 

@@ -8,7 +8,6 @@ same ones. Cost: about 10 s a million pairs. Rejected: measures from scores in m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from rankery.evaluation.inputs import Texts
-from rankery.evaluation.measures import DEFAULT, Measured, measure_runs, wanted
-from rankery.evaluation.metrics import has_relevant, kendall, relevance_level
+from rankery.evaluation.measures import Measured, measure_runs
+from rankery.evaluation.metrics import kendall
 from rankery.evaluation.question import Given, Question, same
 from rankery.evaluation.runs import gains, write_qrels, write_run
 from rankery.evaluation.significance import bootstrap_intervals, holm, randomisation_p
@@ -82,8 +81,7 @@ def compare(
     folder: Path,
 ) -> Comparison:
     """Writes what is no file yet into `folder`, and measures."""
-    level = _level(question, given)
-    measures = wanted(_measure_names(question, level), max(level, 1))
+    level, measures = given.level, given.measures
     qrels = given.qrels
     if qrels is None:
         assert given.candidates is not None
@@ -108,7 +106,10 @@ def compare(
     if given.candidates is not None:
         result.kendall = _kendalls(question, given, scored)
     cut = _cut_queries(result, given) if level and given.candidates is not None else {}
-    result.slices = slices(dimensions_of(measured, runs[0], given.texts, cut))
+    stage = next((i for i, s in enumerate(systems) if s.kind == "run"), None)
+    stage = next((i for i, s in enumerate(systems) if s.value == "bm25"), None) if stage is None else stage
+    places = {} if stage is None else {names[stage]: measured.place[stage]}
+    result.slices = slices(dimensions_of(measured, runs[0], given.texts, cut, places))
     return result
 
 
@@ -128,24 +129,6 @@ def _statistics(values: np.ndarray, reference: int, seed: int) -> tuple[np.ndarr
             low, high = found[systems + j].tolist()
             differences[i][m] = Difference(float(less[:, j].mean()), (low, high), p[j], corrected)
     return intervals, differences
-
-
-def _level(question: Question, given: Given) -> int:
-    """The lowest relevance in the qrels that counts as relevant; 0 where labels are scores and no threshold is given."""
-    if given.qrels is not None or given.candidates is None:
-        return 1 if question.relevant_above is None else math.floor(question.relevant_above) + 1
-    judged = gains(given.candidates.pairs, given.min_label)
-    if not has_relevant(judged, question.relevant_above):
-        return 0
-    above = question.relevant_above
-    return relevance_level(judged, given.min_label if above is None else above)
-
-
-def _measure_names(question: Question, level: int) -> list[str]:
-    if question.measures:
-        return list(question.measures)
-    recall = [f"Recall@{k}" for k in question.recall_at]
-    return [*DEFAULT, *recall] if level else list(DEFAULT[:1])
 
 
 def _kendalls(question: Question, given: Given, scored: dict[int, Scored]) -> dict[int, float]:

@@ -81,7 +81,7 @@ def of_trec(source: TrecFile, qrels: TrecFile, queries: TextFile, documents: Tex
         judged, text = qrels[query], queries[query]
         found = list(source[query])
         texts = tuple(documents[name] for name in found)
-        records.append(QueryRecord(text, texts, (0.0,) * len(texts), str(source.path), (1,) * len(texts)))
+        records.append(QueryRecord(text, texts, (0.0,) * len(texts), str(source.path), ()))
         labels += [float(judged.get(name, 0)) for name in found]
         keys += [text_hash(text, document) for document in texts]
         of_pair += [index] * len(found)

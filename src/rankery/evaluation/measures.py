@@ -19,7 +19,7 @@ from rankery.data.files import mix, text_hash
 from rankery.errors import InputError
 from rankery.evaluation.trec import TrecFile
 
-AT_ONCE = 50_000  # judged pairs that trec_eval is given at once
+AT_ONCE = 2_000_000  # bytes of lines, of judgements and of a run, that trec_eval is given at once
 MOST_SAMPLED = 200_000  # pairs of a run that distributions are drawn from
 DEFAULT = ("nDCG@10", "MRR@10", "MAP")
 
@@ -32,7 +32,8 @@ class Measured:
     values: np.ndarray  # [S, M, Q]
     candidates: np.ndarray  # [S, Q] documents in the run
     relevant: np.ndarray  # [Q] documents judged relevant
-    tied: np.ndarray  # [S] queries with equal scores
+    place: np.ndarray  # [S, Q] of the best relevant document in the run; NaN where it has none
+    tied: np.ndarray  # [S] queries with scores that are equal in float32, as trec_eval reads them
     sample: list[tuple[np.ndarray, np.ndarray]]  # of each run (scores, whether relevant) of some pairs
 
 
@@ -75,9 +76,10 @@ def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, 
     values = np.zeros((len(runs), len(measures), len(queries)))
     candidates: np.ndarray = np.zeros((len(runs), len(queries)), np.int64)
     relevant: np.ndarray = np.zeros(len(queries), np.int64)
+    places = np.full((len(runs), len(queries)), np.nan)
     tied: np.ndarray = np.zeros(len(runs), np.int64)
     samples = [_Sample(run.lines) for run in runs]
-    for judged in _chunks(qrels, queries):
+    for judged in _chunks(qrels, runs):
         evaluator = ir_measures.evaluator(list(columns), judged)
         for query, judgements in judged.items():
             relevant[place[query]] = sum(value >= level for value in judgements.values())
@@ -87,23 +89,36 @@ def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, 
                 values[i, columns[metric.measure], place[metric.query_id]] = metric.value
             for query, scores in ranked.items():
                 candidates[i, place[query]] = len(scores)
-                tied[i] += len(set(scores.values())) < len(scores)
+                places[i, place[query]] = _place(scores, judged[query], level)
+                tied[i] += _single(scores) < len(scores)
                 samples[i].add(query, scores, judged[query], level)
-    return Measured(queries, values, candidates, relevant, tied, [sample.arrays() for sample in samples])
+    return Measured(queries, values, candidates, relevant, places, tied, [sample.arrays() for sample in samples])
 
 
-def _chunks(qrels: TrecFile, queries: Sequence[str]) -> Iterator[dict[str, dict[str, int]]]:
+def _chunks(qrels: TrecFile, runs: Sequence[TrecFile]) -> Iterator[dict[str, dict[str, int]]]:
+    """Judgements of some queries at a time; few may be judged of what a run has."""
     chunk: dict[str, dict[str, int]] = {}
-    pairs = 0
-    for query in queries:
-        judged = qrels[query]
-        chunk[query] = {document: int(value) for document, value in judged.items()}
-        pairs += len(judged)
-        if pairs >= AT_ONCE:
+    size = 0
+    for query in qrels:
+        chunk[query] = {document: int(value) for document, value in qrels[query].items()}
+        size += qrels.size(query) + max(run.size(query) for run in runs)
+        if size >= AT_ONCE:
             yield chunk
-            chunk, pairs = {}, 0
+            chunk, size = {}, 0
     if chunk:
         yield chunk
+
+
+def _single(scores: dict[str, float]) -> int:
+    """How many scores are different."""
+    with np.errstate(over="ignore"):
+        return len(np.unique(np.array(list(scores.values())).astype(np.float32)))
+
+
+def _place(scores: dict[str, float], judged: dict[str, int], level: int) -> float:
+    """Place of the best relevant document, ties as trec_eval breaks them."""
+    best = max(((score, name) for name, score in scores.items() if judged.get(name, 0) >= level), default=None)
+    return float("nan") if best is None else float(sum((score, name) >= best for name, score in scores.items()))
 
 
 class _Sample:

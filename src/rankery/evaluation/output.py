@@ -42,6 +42,10 @@ def check_output(output: Path, systems: Sequence[System], names: Sequence[str], 
             problems += error.problems
         if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
             problems.append(f"output would replace {target}, which is input; choose another folder")
+    if (output / "report.html").exists() and not (output / "queries.csv").exists():
+        problems.append(
+            f"output would replace {output / 'report.html'}, which is of something else; choose another folder"
+        )
     if problems:
         raise InputError(problems[:1] if len(set(problems)) == 1 else problems)
 
@@ -68,7 +72,7 @@ def missing_notes(result: Comparison) -> list[str]:
             )
         if result.measured.tied[i]:
             notes.append(
-                f"{name} has equal scores in {result.measured.tied[i]} queries: trec_eval orders them by document id"
+                f"{name} has equal scores in {result.measured.tied[i]} queries: trec_eval takes the last document id first, RR@k the first"
             )
     return notes
 

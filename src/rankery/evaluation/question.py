@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.errors import InputError
 from rankery.evaluation.inputs import Candidates, Texts, of_records, of_trec, unknown
-from rankery.evaluation.measures import wanted
+from rankery.evaluation.measures import DEFAULT, wanted
+from rankery.evaluation.metrics import has_relevant, relevance_level
+from rankery.evaluation.runs import gains
 from rankery.evaluation.systems import System
 from rankery.evaluation.trec import TextFile, TrecFile
+
+HIGHEST = 2**31 - 1  # relevance that trec_eval knows
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,16 @@ def check_question(systems: Sequence[System], question: Question, names: Sequenc
         value = getattr(question, name)
         if value is not None and not math.isfinite(value):
             problems.append(f"{name} is {value}; expected a finite number")
+    if question.seed < 0:
+        problems.append(f"seed is {question.seed}; expected 0 or more")
+    if question.qrels and question.min_label is not None:
+        problems.append(
+            "--min-label goes with --data; with --qrels expected --relevant-above, or nothing: relevance counts from 1"
+        )
+    if question.qrels and question.relevant_above is not None and question.relevant_above < 0:
+        problems.append(
+            f"relevant_above is {question.relevant_above:g}; expected a number from 0: tools count relevance from 1"
+        )
     if not systems:
         problems.append("no system is named; expected --model, --baseline or --run")
     if bool(question.data) == bool(question.qrels):
@@ -80,14 +94,54 @@ class Given:
     qrels: TrecFile | None  # None: still to be written
     runs: dict[int, TrecFile]
     min_label: float = 0.0
+    level: int = 0  # relevance in the qrels from which on documents are relevant; 0: none are, labels are scores
+    measures: dict[str, Any] = field(default_factory=dict)  # name -> ir-measures' measure
 
 
 def read_input(systems: Sequence[System], question: Question) -> Given:
-    """Reads everything that systems are measured on.
+    """Reads everything that systems are measured on, and says what is measured.
 
     Raises:
-        InputError: with the problems of all files.
+        InputError: with the problems of all files; then a threshold outside the labels, or measures that they have no meaning for.
     """
+    given = _read(systems, question)
+    judged = gains(given.candidates.pairs, given.min_label) if given.qrels is None and given.candidates else None
+    above = question.relevant_above
+    if judged is None:
+        given.level = 1 if above is None else math.floor(above) + 1
+    elif has_relevant(judged, above):
+        given.level = relevance_level(judged, given.min_label if above is None else above)
+    names = question.measures or [*DEFAULT, *(f"Recall@{k}" for k in question.recall_at)][: None if given.level else 1]
+    if judged is not None and judged.is_soft:
+        _check_soft(names, given.level)
+    given.level = min(given.level, HIGHEST)
+    given.measures = wanted(names, max(given.level, 1))
+    return given
+
+
+def _check_soft(names: Sequence[str], level: int) -> None:
+    """Labels that are scores have no grades, and without a threshold no relevant documents.
+
+    Raises:
+        InputError: measures that want them.
+    """
+    parsed = wanted(names)
+    bad = [name for name, measure in parsed.items() if "rel" in (measure.params if level else measure.SUPPORTED_PARAMS)]
+    if bad:
+        instead = (
+            "measures without a grade of their own"
+            if level
+            else "--relevant-above: from which score on they are relevant"
+        )
+        raise InputError(
+            [
+                f"measure {name!r} counts relevant documents, but the labels are scores; expected {instead}"
+                for name in bad
+            ]
+        )
+
+
+def _read(systems: Sequence[System], question: Question) -> Given:
     from rankery.models.opening import check_model
 
     problems: list[str] = []

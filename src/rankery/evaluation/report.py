@@ -175,7 +175,7 @@ def _example(result: Comparison, query: int, systems: list[int]) -> Html:
 def _best(result: Comparison, query: str, system: int) -> Html:
     assert result.qrels is not None
     judged = result.qrels[query]
-    ranked = sorted(result.runs[system][query].items(), key=lambda item: (-item[1], item[0]))
+    ranked = sorted(result.runs[system][query].items(), key=lambda item: item[::-1], reverse=True)  # as trec_eval does
     parts: list[object] = [element("p", element("strong", result.names[system]))]
     for place, (document, score) in enumerate(ranked[:SHOWN_DOCUMENTS], 1):
         text = result.texts.document(document)
@@ -207,7 +207,8 @@ def _scores(result: Comparison) -> Html:
         scores, relevant = result.measured.sample[i]
         if not len(scores):
             continue
-        edges = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), HISTOGRAM_BINS + 1)
+        low, high = scores.min(), scores.max()
+        edges = np.linspace(low, max(high, low + 1e-6 * max(1.0, abs(low))), HISTOGRAM_BINS + 1)
         counts = {
             "relevant": np.histogram(scores[relevant], edges)[0].tolist(),
             "others": np.histogram(scores[~relevant], edges)[0].tolist(),

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rankery.data.files import check_writable
 from rankery.data.records import is_text
@@ -29,7 +29,7 @@ def rerank_file(
 ) -> None:
     """Ranks the documents of each JSONL line; writes {..., "ranking": [{"index", "score", "document"}]} lines as they come.
 
-    Files and standard streams hold UTF-8, whatever the terminal's encoding; a source that ends in .gz is unpacked.
+    Files and standard streams hold UTF-8, whatever the terminal's encoding; what ends in .gz is unpacked, or packed.
     """
     from rankery.models.opening import open_reranker
 
@@ -46,7 +46,11 @@ def rerank_file(
         lines: Any = sys.stdin.buffer
         if source:
             lines = stack.enter_context(gzip.open(source) if source.endswith(".gz") else open(source, "rb"))
-        out: BinaryIO = stack.enter_context(open(target, "wb")) if target else sys.stdout.buffer
+        out: Any = sys.stdout.buffer
+        if target:
+            out = stack.enter_context(
+                gzip.GzipFile(target, "wb", mtime=0) if target.endswith(".gz") else open(target, "wb")
+            )
         for row in _requests(_readable(lines, source or "standard input"), source or "standard input"):
             ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
             rest = {key: value for key, value in row.items() if key != "documents"}

@@ -39,7 +39,7 @@ def slices(dimensions: Mapping[str, np.ndarray]) -> list[Slice]:
 
 
 def dimensions_of(
-    measured: Measured, first: TrecFile, texts: Texts, cut: Mapping[str, set[str]]
+    measured: Measured, first: TrecFile, texts: Texts, cut: Mapping[str, set[str]], places: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """What is known of each query, [Q] each.
 
@@ -48,6 +48,7 @@ def dimensions_of(
         first: the first of them, whose candidates are looked at.
         texts: texts by name.
         cut: system -> queries of which it cuts a relevant document.
+        places: system -> place of the best relevant document in its ranking, [Q].
     """
     found = {
         "candidates": measured.candidates.max(0).astype(float),
@@ -55,6 +56,7 @@ def dimensions_of(
         "query, characters": np.array([_length(texts.query(query)) for query in measured.queries]),
         "documents, characters on average": _document_lengths(measured.queries, first, texts),
     }
+    found |= {f"place of the best relevant document in {system}": places_ for system, places_ in places.items()}
     for system, queries in cut.items():
         name = f"relevant document cut by {system}"
         found[name] = np.array([query in queries for query in measured.queries], bool)

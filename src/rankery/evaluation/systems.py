@@ -17,6 +17,7 @@ import numpy as np
 
 from rankery.errors import InputError
 from rankery.evaluation.inputs import Candidates
+from rankery.evaluation.runs import check_finite
 from rankery.processes import Group, own_device
 
 Kind = Literal["model", "baseline", "run"]
@@ -59,7 +60,8 @@ def names_of(systems: Sequence[System]) -> list[str]:
         size = next((n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)), len(own))
         names.append("/".join(own[-size:]))
     names = [f"cosine of {name}" if _is_cosine(system) else name for name, system in zip(names, systems, strict=True)]
-    return [name if names.count(name) == 1 else f"{name} ({s.kind})" for name, s in zip(names, systems, strict=True)]
+    kinds = [name if names.count(name) == 1 else f"{name} ({s.kind})" for name, s in zip(names, systems, strict=True)]
+    return [name if kinds.count(name) == 1 else s.value for name, s in zip(kinds, systems, strict=True)]
 
 
 def score_system(
@@ -70,16 +72,17 @@ def score_system(
     `options` are those of `open_reranker` (device, dtype, prompt) and `compute_score` (batch_size, max_length).
 
     Raises:
-        InputError: as `open_reranker` and `compute_score`.
+        InputError: as `open_reranker` and `compute_score`; scores that are not finite.
     """
     if system.kind == "model":
-        return _score_model(system.value, candidates, group, options)
-    begun = time.monotonic()
-    found = Scored(np.zeros(len(candidates.pairs), np.float32), 0.0)
-    if group.process == 0:
-        found = _score_baseline(system.value, candidates, seed, options.get("device"))
-    scores = group.add_up(found.scores)
-    return replace(found, scores=scores, seconds=found.seconds or time.monotonic() - begun)
+        found = _score_model(system.value, candidates, group, options)
+    else:
+        found = Scored(np.zeros(len(candidates.pairs), np.float32), 0.0)
+        if group.process == 0:
+            found = _score_baseline(system.value, candidates, seed, options.get("device"))
+        found = replace(found, scores=group.add_up(found.scores))
+    check_finite(found.scores, candidates.records, system.value)
+    return found
 
 
 def _score_baseline(value: str, candidates: Candidates, seed: int, device: str | None) -> Scored:

@@ -62,15 +62,17 @@ class TrecFile:
 
     def __getitem__(self, query: str) -> dict[str, float]:
         """Document -> value; nothing for a query that is not there."""
-        found: dict[str, float] = {}
+        return {fields[2]: self._value(fields[self._column]) for fields in self._rows(query)}
+
+    def size(self, query: str) -> int:
+        """Bytes of its lines."""
+        return sum(self._spans.get(query, ())[1::2])
+
+    def _rows(self, query: str) -> Iterator[list[str]]:
         spans = self._spans.get(query, [])
         for offset, size in zip(spans[::2], spans[1::2], strict=True):
             self._file.seek(offset)
-            for line in self._file.read(size).decode().splitlines():
-                fields = line.split()
-                if fields:
-                    found[fields[2]] = self._value(fields[self._column])
-        return found
+            yield from filter(None, map(str.split, self._file.read(size).decode().split("\n")))
 
     def _index(self, columns: int, form: str, expected: str) -> None:
         problems: list[str] = []
@@ -103,8 +105,24 @@ class TrecFile:
             offset += size
         if not self.lines and not problems:
             problems.append(f"{self.path}: is empty; expected lines of `{form}`")
+        if not problems:
+            problems += self._repeated()
         if problems:
             raise InputError(problems)
+
+    def _repeated(self) -> list[str]:
+        """What lines that are apart name twice, as those of two files put together may."""
+        problems: list[str] = []
+        for query in (query for query, spans in self._spans.items() if len(spans) > 2):
+            names = [fields[2] for fields in self._rows(query)]
+            twice = (
+                next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+            )
+            if twice is not None and len(problems) < MAX_COLLECTED:
+                problems.append(
+                    f"{self.path}: names {twice} again for query {query}, in lines that are apart; expected it once"
+                )
+        return problems
 
 
 class TextFile:
