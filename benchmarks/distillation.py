@@ -24,7 +24,7 @@ from quality import score, tuned
 
 from rankery.data.records import read_records
 from rankery.demo_data import base_model_path
-from rankery.distil.teacher import Teacher, score_file
+from rankery.distilling.teacher import Teacher, score_file
 from rankery.evaluation.baselines import bm25_scores
 from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
 from rankery.evaluation.runs import pairs_of

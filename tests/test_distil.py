@@ -18,9 +18,9 @@ from conftest import ROOT, make_data, write_rows
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
-from rankery.distil import teacher as teacher_module
-from rankery.distil.store import Store, pair_key, teacher_digest
-from rankery.distil.teacher import Teacher, score_file
+from rankery.distilling import teacher as teacher_module
+from rankery.distilling.store import Store, pair_key, teacher_digest
+from rankery.distilling.teacher import Teacher, score_file
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_all_shapes_of_data(model: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_ten_times_at_random_writes_the_same_bytes(model: Path, tmp_path: Path) -> None:
     data = make_data(tmp_path / "long.jsonl", 500, 5)
-    code = "import sys, rankery.distil.teacher as t; t.BLOCK_PAIRS = 8; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys, rankery.distilling.teacher as t; t.BLOCK_PAIRS = 8; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
 
     def start(out: Path) -> subprocess.Popen:
         command = [
@@ -118,7 +118,7 @@ def test_processes_share_the_blocks(model: Path, data: Path, tmp_path: Path, mon
     one = score_file([Teacher(CrossEncoder.from_pretrained(model))], [data], tmp_path / "one.jsonl")
     monkeypatch.undo()
     two = tmp_path / "two.jsonl"
-    code = "import sys, rankery.distil.teacher as t; t.BLOCK_PAIRS = 16; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys, rankery.distilling.teacher as t; t.BLOCK_PAIRS = 16; from rankery.cli import main; sys.exit(main(sys.argv[1:]))"
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])

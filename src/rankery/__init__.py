@@ -10,12 +10,15 @@ from rankery.errors import InputError
 if TYPE_CHECKING:
     from rankery.calibrating.calibrate import calibrate
     from rankery.checking.check import check
+    from rankery.distilling.compare import distil
+    from rankery.distilling.score import score
     from rankery.evaluation.evaluate import evaluate
     from rankery.mining.mine import mine
     from rankery.models.cross_encoder import CrossEncoder
     from rankery.models.llm_decoder import LLMDecoder
     from rankery.models.reranker import RankedDocument, Reranker
     from rankery.training.run import train
+    from rankery.training.tune import tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,9 +30,12 @@ __all__ = [
     "__version__",
     "calibrate",
     "check",
+    "distil",
     "evaluate",
     "mine",
+    "score",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -39,9 +45,12 @@ _HOMES = {
     "Reranker": "rankery.models.reranker",
     "calibrate": "rankery.calibrating.calibrate",
     "check": "rankery.checking.check",
+    "distil": "rankery.distilling.compare",
     "evaluate": "rankery.evaluation.evaluate",
     "mine": "rankery.mining.mine",
+    "score": "rankery.distilling.score",
     "train": "rankery.training.run",
+    "tune": "rankery.training.tune",
 }
 
 

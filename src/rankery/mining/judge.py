@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from rankery.distil.store import Store, teacher_digest
-from rankery.distil.teacher import known_logits
+from rankery.distilling.store import Store, teacher_digest
+from rankery.distilling.teacher import known_logits
 from rankery.mining.rows import Query
 from rankery.mining.select import Candidate, Passes
 from rankery.models.opening import open_reranker

@@ -114,7 +114,7 @@ def mine(
     Raises:
         InputError: anything wrong with arguments, data, corpus or models, before anything is written.
     """
-    from rankery.distil.teacher import check_output
+    from rankery.distilling.teacher import check_output
 
     by = [by] if isinstance(by, str) else list(by)
     rules = _rules(ranks, margin, pick, seed)

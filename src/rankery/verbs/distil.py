@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -26,17 +25,17 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     from rankery.config import parse_overrides
-    from rankery.distil.compare import distil
+    from rankery.distilling.compare import distil
 
     table = distil(
         arguments.teacher,
         arguments.student,
         arguments.data,
         arguments.val,
-        Path(arguments.output),
+        arguments.output,
         prompt=arguments.prompt,
         config=arguments.config,
         overrides=parse_overrides(arguments.overrides),
-        store=Path(arguments.store) if arguments.store else None,
+        store=arguments.store,
     )
     print(table)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from rankery.errors import InputError
 from rankery.processes import joined, own_device, relaunched
 from rankery.verbs.options import model_options
 
@@ -32,33 +30,19 @@ def _run(arguments: argparse.Namespace) -> int:
     status = relaunched(arguments)
     if status is not None:
         return status
-    from rankery.data.files import expand_paths
-    from rankery.distil.teacher import Teacher, check_output, score_file
-    from rankery.models.opening import open_reranker
+    from rankery.distilling.score import score
 
-    models = arguments.model
-    lists = {"--weight": arguments.weight, "--temperature": arguments.temperature}
-    for name, values in lists.items():
-        if values and (len(values) != len(models) or min(values) <= 0):
-            raise InputError(f"{name} is {values}; expected one number above 0 for each of {len(models)} models")
-    group = joined()
-    if group.process == 0:
-        check_output(Path(arguments.output), expand_paths(arguments.data), arguments.overwrite)
-    ones = [1.0] * len(models)
-    teachers = [
-        Teacher(
-            open_reranker(model, arguments.prompt, device=own_device(arguments.device), dtype=arguments.dtype), w, t
-        )
-        for model, w, t in zip(models, arguments.weight or ones, arguments.temperature or ones, strict=True)
-    ]
-    score_file(
-        teachers,
+    score(
+        arguments.model,
         arguments.data,
-        Path(arguments.output),
+        arguments.output,
+        weights=arguments.weight,
+        temperatures=arguments.temperature,
+        prompt=arguments.prompt,
+        device=own_device(arguments.device),
+        dtype=arguments.dtype,
+        store=arguments.store,
         overwrite=arguments.overwrite,
-        store=Path(arguments.store) if arguments.store else None,
-        process=group.process,
-        processes=group.processes,
-        meet=group.meet,
+        group=joined(),
     )
     return 0

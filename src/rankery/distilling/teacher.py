@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from rankery.data.files import content_digest, expand_paths, written_whole
 from rankery.data.records import ANY_LABEL, QueryRecord, check_records, read_records
-from rankery.distil.store import Store, pair_key, teacher_digest
+from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.errors import InputError
 from rankery.models.reranker import Reranker
 

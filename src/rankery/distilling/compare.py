@@ -22,8 +22,8 @@ import torch
 from rankery.config import load_config
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
-from rankery.distil.store import teacher_digest
-from rankery.distil.teacher import Teacher, fingerprint, score_file, write_whole
+from rankery.distilling.store import teacher_digest
+from rankery.distilling.teacher import Teacher, fingerprint, score_file, write_whole
 from rankery.errors import InputError
 from rankery.evaluation.baselines import bm25_scores, random_scores
 from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
@@ -49,16 +49,16 @@ class Measured:
 
 
 def distil(
-    teacher: str,
-    student: str,
-    data: Sequence[str],
-    val: Sequence[str],
-    output: Path,
+    teacher: str | Path,
+    student: str | Path,
+    data: str | Path | Sequence[str | Path],
+    val: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
     prompt: str | None = None,
-    config: str | None = None,
+    config: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
 ) -> str:
     """Scores `data` with the teacher, trains the student on labels and on scores, compares; returns the table.
 
@@ -78,19 +78,20 @@ def distil(
     """
     from rankery.training.run import train
 
-    settings = {kind: _settings(kind, config, overrides or {}, data, student, output) for kind in STUDENTS}
+    paths, output = expand_paths(data), Path(output)
+    settings = {kind: _settings(kind, config, overrides or {}, paths, str(student), output) for kind in STUDENTS}
     configs = {kind: load_config(config, values) for kind, values in settings.items()}
     labels = LabelRange(configs["labels"].min_label, configs["labels"].max_label)
-    held_out = expand_paths(list(val))
+    held_out = expand_paths(val)
     check_records(held_out, labels)
-    check_records(expand_paths(list(data)), labels)
+    check_records(paths, labels)
     records = list(read_records(held_out, labels))
     scorer = open_reranker(teacher, prompt)
-    _claim(output, expand_paths(list(data)), scorer, student)
+    _claim(output, paths, scorer, str(student))
     scored = output / SCORED_FILE
     if not scored.is_file():
         print(f"1/4 {teacher} scores the training data", flush=True)
-        score_file([Teacher(scorer)], list(data), scored, store=store)
+        score_file([Teacher(scorer)], paths, scored, store=Path(store) if store else None)
     rows = {
         "random order": Measured(per_query(records, random_scores(records), labels)),
         "BM25": Measured(per_query(records, bm25_scores(records), labels)),
@@ -110,7 +111,12 @@ def distil(
 
 
 def _settings(
-    kind: str, config: str | None, overrides: Mapping[str, Any], data: Sequence[str], student: str, output: Path
+    kind: str,
+    config: str | Path | None,
+    overrides: Mapping[str, Any],
+    paths: Sequence[Path],
+    student: str,
+    output: Path,
 ) -> dict[str, Any]:
     """What replaces the configuration file's keys in one of the trainings."""
     prefixes = tuple(f"{name}." for name in STUDENTS)
@@ -127,7 +133,7 @@ def _settings(
     values = {**({} if in_file else {**SETTINGS, "loss_type": LOSSES[kind]}), **common, **own}
     values |= {"model_name_or_path": student, "output_dir": str(output / kind)}
     if kind == "labels":
-        return {**values, "train_dataset": list(data)}
+        return {**values, "train_dataset": list(map(str, paths))}
     return {**values, "train_dataset": str(output / SCORED_FILE), "min_label": 0.0, "max_label": 1.0}
 
 

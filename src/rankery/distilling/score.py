@@ -1,0 +1,69 @@
+"""`rankery.score`: models and data -> teacher scores as training data.
+
+Contract: the teachers' numbers and the places are checked before a model is opened; the scoring itself, which goes on where it was
+stopped, is teacher.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rankery.data.files import expand_paths
+from rankery.distilling.teacher import Teacher, check_output, score_file
+from rankery.errors import InputError
+from rankery.models.opening import open_reranker
+from rankery.processes import Group
+
+
+def score(
+    models: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+    prompt: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    store: str | Path | None = None,
+    overwrite: bool = False,
+    group: Group | None = None,
+) -> Path:
+    """Scores every (query, document) of the data and writes the distillation format to `output`; returns it.
+
+    A run that was stopped goes on where it was, and the output is byte for byte that of one that was not.
+
+    Args:
+        models: folder, hub name or GGUF file of the teacher; several are averaged, in logit space.
+        data: JSONL of any accepted form, or {"query", "documents"} lines; files or globs.
+        output: file to write; it appears when all is done.
+        weights: one number above 0 for each model; None: all count alike.
+        temperatures: what each model's logits are divided by; None: 1.
+        prompt: preset to ask language models with, as for `LLMDecoder.from_pretrained`.
+        device: as for `from_pretrained`.
+        dtype: same.
+        store: file that keeps logits by content, for other data sets and runs.
+        overwrite: replace `output` if it is there.
+        group: the processes that share the work; None: this one alone.
+
+    Raises:
+        InputError: data or models that cannot be read, wrong weights or temperatures, an output that is there or among the data,
+            half a run of other data or teachers.
+    """
+    named = [models] if isinstance(models, (str, Path)) else list(models)
+    for name, values in (("weight", weights), ("temperature", temperatures)):
+        if values is not None and (len(values) != len(named) or not all(value > 0 for value in values)):
+            raise InputError(f"{name} is {list(values)}; expected one number above 0 for each of {len(named)} models")
+    paths, group = expand_paths(data), group or Group()
+    if group.process == 0:
+        check_output(Path(output), paths, overwrite)
+    ones = [1.0] * len(named)
+    teachers = [
+        Teacher(open_reranker(model, prompt, device=device, dtype=dtype), weight, temperature)
+        for model, weight, temperature in zip(named, weights or ones, temperatures or ones, strict=True)
+    ]
+    return score_file(
+        teachers, paths, Path(output), overwrite=overwrite, store=Path(store) if store else None, process=group.process,
+        processes=group.processes, meet=group.meet,
+    )  # fmt: skip
