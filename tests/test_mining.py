@@ -321,6 +321,19 @@ def test_queries_without_positives_stay_as_they_are(tmp_path: Path) -> None:
     assert len(second["neg"]) == 7
     assert result.without_positive == 1
     assert "1 queries have no relevant document" in str(result)
+    # Also where the given documents of other queries go; and every line can be read again.
+    graded = {"query": "star", "pos": ["star a", "star b"], "pos_scores": [1, 0], "pos_ids": [1, 2]}
+    lines += [graded, {"query": "rain", "hits": [{"content": "rain a", "label": 1}]}]
+    lines += [{"query": "wind", "content": text, "label": 0} for text in ("wind a", "wind b")]
+    data = write_rows(tmp_path / "lines.jsonl", lines)
+    for kept in ("drop", "mine"):
+        result = mine(data, tmp_path / "o.jsonl", ranks=(1, 9), given=kept, relevant_above=1, overwrite=True)
+        found = rows(tmp_path / "o.jsonl")
+        assert found[0] == first
+        assert {key: found[2][key] for key in graded} == graded
+        assert [(row["pos"], row["neg"]) for row in found[3:]] == [([], ["rain a"]), ([], ["wind a", "wind b"])]
+        assert result.without_positive == 4
+        assert train_reads(tmp_path / "o.jsonl")[0] == 1
 
 
 def test_every_shape_of_a_corpus(tmp_path: Path) -> None:
@@ -432,6 +445,11 @@ def test_bad_input_is_said_before_anything_is_written(
     assert "negatives is 0" in said("--negatives", "0")
     assert "each once" in said("--by", "bm25", "--by", "bm25")
     assert "store is set, but no teacher is" in said("--store", "x")
+    assert "teacher_margin is set, but no teacher is" in said("--teacher-margin", "0.1")
+    assert "prefix are for embedding models" in said("--query-prefix", "query: ")
+    assert "relevant_above is -1; expected a number from min_label (0)" in said("--relevant-above", "-1")
+    assert "relevant_above is nan" in said("--relevant-above", "nan")
+    assert "relevant_above is -30; expected" in said("--min-label", "-20", "--relevant-above", "-30")
     assert "teacher_margin is 2.0" in said("--teacher", str(bert), "--teacher-margin", "2")
     assert "nowhere.jsonl: does not exist" in said("--corpus", "nowhere.jsonl")
     assert "which is the input" in said(output=data)

@@ -46,11 +46,11 @@ class Mined:
 
     def __str__(self) -> str:
         total = self.negatives.total()
-        asked = max(self.queries - self.without_positive, 1)
+        asked = self.queries - self.without_positive
         parts = ", ".join(f"{name} {count:,}" for name, count in self.negatives.items())
         lines = [
             f"corpus: {self.documents:,} documents",
-            f"mined {total:,} negatives for {asked:,} queries, {total / asked:.2f} a query ({parts or 'none'})",
+            f"mined {total:,} negatives for {asked:,} queries, {total / max(asked, 1):.2f} a query ({parts or 'none'})",
             f"left out: {self.left_out['forbidden']:,} labelled already, {self.left_out['margin']:,} by the margin, "
             f"{self.left_out['teacher']:,} by the teacher",
         ]
@@ -118,8 +118,11 @@ def mine(
 
     by = [by] if isinstance(by, str) else list(by)
     rules = _rules(ranks, margin, pick, seed)
-    _check(by, negatives, teacher, teacher_margin, {"store": store, "prompt": prompt, "dtype": dtype}, given, min_label)
     relevant_above = min_label if relevant_above is None else relevant_above
+    teachers_own = {"teacher_margin": teacher_margin or None, "store": store, "prompt": prompt, "dtype": dtype}
+    _check(by, negatives, teacher, teacher_margin, teachers_own, given, min_label, relevant_above)
+    if (query_prefix or document_prefix) and set(by) == {"bm25"}:
+        raise InputError("query_prefix and document_prefix are for embedding models; expected one in --by")
     paths = expand_paths(data)
     corpus_paths = [] if corpus is None else expand_paths(corpus)
     output = Path(output)
@@ -173,6 +176,7 @@ def _check(
     teachers_own: dict[str, Any],
     given: str,
     min_label: float,
+    relevant_above: float,
 ) -> None:
     """
     Raises:
@@ -189,6 +193,8 @@ def _check(
         problems.append(f"teacher_margin is {teacher_margin}; expected a difference of scores in [0, 1]: -1 to 1")
     if not math.isfinite(min_label):
         problems.append(f"min_label is {min_label}; expected a finite number")
+    elif not min_label <= relevant_above < math.inf:
+        problems.append(f"relevant_above is {relevant_above:g}; expected a number from min_label ({min_label:g})")
     if teacher is None:
         problems += [f"{name} is set, but no teacher is" for name, value in teachers_own.items() if value is not None]
     if problems:

@@ -67,7 +67,7 @@ def read_queries(paths: Sequence[Path], min_label: float, relevant_above: float,
 
 
 def _as_lists(query: Query, pairs: list[tuple[str, float]], relevant_above: float, keep_given: bool) -> None:
-    """Fills the line with pos and neg; with scores, unless the labels are 1 and 0."""
+    """Fills the line with pos and neg; with scores, unless the labels are 1 and 0. Without a relevant document, all stay."""
     sides = {
         "pos": [(text, label) for text, label in pairs if label > relevant_above],
         "neg": [(text, label) for text, label in pairs if label <= relevant_above],
@@ -75,18 +75,18 @@ def _as_lists(query: Query, pairs: list[tuple[str, float]], relevant_above: floa
     query.relevant, query.others = ([text for text, _ in side] for side in sides.values())
     is_binary = all(label == (name == "pos") for name, side in sides.items() for _, label in side)
     for name, side in sides.items():
-        side = side if name == "pos" or keep_given else []
+        side = side if name == "pos" or keep_given or not query.relevant else []
         query.row[name] = [text for text, _ in side]
         if not is_binary:
             query.row[f"{name}_scores"] = [label for _, label in side]
 
 
 def _as_given(query: Query, record: QueryRecord, relevant_above: float, keep_given: bool) -> None:
-    """Leaves the line as it is, or without its labelled documents that are not relevant."""
+    """Leaves the line as it is, or without its labelled documents that are not relevant; without a relevant one, all stay."""
     is_relevant = [label > relevant_above for label in record.labels]
     for text, relevant in zip(record.documents, is_relevant, strict=True):
         (query.relevant if relevant else query.others).append(text)
-    if keep_given:
+    if keep_given or not query.relevant:
         return
     row, split = query.row, len(record.documents) - record.negatives
     for name, kept in (("pos", is_relevant[:split]), ("neg", is_relevant[split:])):
