@@ -374,6 +374,19 @@ def test_scores_have_no_near_contradictions(tmp_path: Path) -> None:
     assert kinds(checked(tmp_path, rows)) == {"near_document"}
 
 
+def test_japanese_without_kana_is_no_other_script(tmp_path: Path) -> None:
+    rows = [
+        {
+            "query": "富士山標高",
+            "pos": ["富士山の高さは三千七百七十六メートルです。"],
+            "neg": ["東京の地下鉄はとても便利です。"],
+        }
+    ]
+    assert "other_script" not in kinds(checked(tmp_path, rows))
+    rows[0]["query"] = "how high is it"
+    assert "other_script" in kinds(checked(tmp_path, rows))
+
+
 def test_logits_that_are_no_numbers_doubt_nothing(tmp_path: Path) -> None:
     rows = clean_rows()
     rows[2] |= {"pos_logits": [1.0], "neg_logits": [2.0, math.nan, math.nan]}

@@ -15,7 +15,7 @@ from typing import Any
 
 from rankery.checking.doubts import Doubts
 from rankery.checking.findings import compare, draft, illustrated, near_drafts, of_doubts
-from rankery.checking.fix import check_outputs
+from rankery.checking.fix import check_outputs, check_scan
 from rankery.checking.fix import fix as write_fixed
 from rankery.checking.lengths import measure
 from rankery.checking.near import DOCUMENTS, QUERIES
@@ -109,6 +109,8 @@ def check(
     other = OtherScan(scan) if others else None
     if other is not None:
         other.read(others, note)
+    if fix is not None:
+        check_scan(scan, other)
     _describe(report, scan)
     doubts = judged(reranker, files, scan, score_queries) if reranker is not None else None
     _find(report, scan, other, doubts)

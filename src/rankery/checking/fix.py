@@ -5,7 +5,7 @@
 
 Contract: needs a scan that kept every text. Lines without a change keep their bytes. What is doubtful (false negatives, nearly
 equal texts, queries without a relevant document) stays: it is reported, and for a person to judge. Checking the output finds
-nothing of what is mended here, and mending it again changes nothing. Memory: a byte a pair, and the documents of queries that
+nothing of what is mended here, and mending it again changes nothing but the order of lines that could not be joined. Memory: a byte a pair, and the documents of queries that
 stand in several lines, HELD_CHARACTERS at most. Rejected: changing the file in place.
 """
 
@@ -46,19 +46,29 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path], overwrite: bo
         check_new_file(output, overwrite)
 
 
+def check_scan(scan: Scan, against: Scan | None) -> None:
+    """Whether a scan knows enough to mend the data.
+
+    Raises:
+        InputError: it kept only a sample.
+    """
+    tables = [scan.queries, scan.pairs, *([against.queries] if against else [])]
+    for table in tables:
+        table.whole()
+    if any(table.scale > 1 for table in tables):
+        raise InputError(
+            f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger --max-texts"
+        )
+
+
 def fix(paths: Sequence[Path], output: Path, scan: Scan, against: Scan | None) -> dict[str, Any]:
     """Writes the cleaned data to `output`, gzip where it ends in .gz; gives "output", "lines", "pairs", "changes" and "log".
 
     "changes" has the number of each kind of change, "log" the first LOGGED with their lines.
 
     Raises:
-        InputError: the scan kept only a sample, or the disk is full.
+        InputError: the disk is full.
     """
-    tables = [scan.queries, scan.pairs, *([against.queries] if against else [])]
-    if any(table.scale > 1 for table in tables):
-        raise InputError(
-            f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger --max-texts"
-        )
     fixer = Fixer(scan, against)
     with written_whole(output) as file:
         for line in fixer.lines(paths):

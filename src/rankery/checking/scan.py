@@ -28,6 +28,7 @@ from rankery.data.records import SHAPES, LabelRange, QueryRecord, parse_object, 
 from rankery.errors import InputError
 
 CHUNK_TEXTS, CHUNK_CHARACTERS = 8192, 1 << 20
+JAPANESE = [SCRIPTS.index(name) for name in ("Han", "Japanese")]
 DISTINCT_LABELS = 1000  # more are counted to three digits
 SPAN = {"first": ("int64", np.minimum), "last": ("int64", np.maximum)}
 # The top halves of the keys of the queries that a document is listed for: two different ones, and it is shared.
@@ -219,7 +220,9 @@ class Scan:
             self.scripts[kind] += np.bincount(scripts[kind], minlength=len(SCRIPTS))
             tokens[kind] = rough_tokens(found, counts)
         asked, answered = scripts["queries"][owner], scripts["documents"]
-        for i in np.flatnonzero(relevant & (asked != answered) & (asked > 0) & (answered > 0)).tolist():
+        kanji = np.isin(asked, JAPANESE) & np.isin(answered, JAPANESE)  # a Japanese text may do without kana
+        crosses = relevant & (asked != answered) & (asked > 0) & (answered > 0) & ~kanji
+        for i in np.flatnonzero(crosses).tolist():
             self.crossing.note(int(places[i]))
         if self.lengths is not None:
             self.lengths.add_rough(tokens["queries"], tokens["documents"], owner, relevant)
