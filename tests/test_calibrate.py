@@ -370,6 +370,25 @@ def test_what_is_refused(model: Path, dev: str, bert: Path, tmp_path: Path) -> N
     assert (model / "rankery.json").read_bytes() == first
 
 
+def test_what_a_page_does_not_replace(model: Path, dev: str) -> None:
+    """A page in the model's folder is as good as anywhere."""
+    before = (model / "rankery.json").read_bytes()
+    with pytest.raises(InputError, match=r"rankery.json: is input; choose another place"):
+        calibrate(model, dev, html=model / "rankery.json", overwrite=True)
+    assert (model / "rankery.json").read_bytes() == before
+    calibrate(model, dev, html=model / "calibration.html")
+    calibrate(model, dev, html=model / "calibration.html", overwrite=True)
+    assert ".." not in (model / "calibration.html").read_text()
+
+
+def test_labels_that_are_scores_want_a_threshold(model: Path, tmp_path: Path) -> None:
+    rows = [{"query": f"sun {i}", "pos": ["sun", "sea", "hill"], "pos_scores": [0.9, 0.2, 0.0]} for i in range(6)]
+    data = write_rows(tmp_path / "soft.jsonl", rows)
+    with pytest.raises(InputError, match="the labels are scores; expected --relevant-above"):
+        calibrate(model, data)
+    assert calibrate(model, data, relevant_above=0.5).relevant == len(rows)
+
+
 def test_scores_that_are_no_numbers_are_named(model: Path, dev: str) -> None:
     spoil(model, "snow")
     with pytest.raises(InputError, match=r"not finite, the first at \S+dev\.jsonl:\d+, query '"):

@@ -157,6 +157,15 @@ def test_results_that_are_folders_are_said_before_scoring(
     assert not (tmp_path / "e" / "metrics.json").exists()
 
 
+def test_the_folder_of_a_training_is_no_model(config: dict, model: str, capsys: pytest.CaptureFixture) -> None:
+    run, source = str(Path(model).parent), config["val_dataset"]
+    for words in (["evaluate", "--data", source], ["calibrate", "--data", source], ["rerank", "--input", source]):
+        assert main([*words, "--model", run]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {run}: is the folder of a training; expected that of its model, {run}/model\n"
+        )
+
+
 def test_numbers_out_of_range(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = str(write_rows(tmp_path / "q.jsonl", [{"query": "sun", "documents": ["sea"]}]))
     for words, message in (

@@ -298,7 +298,9 @@ def test_models_baselines_and_runs_side_by_side(
     data, out = config["val_dataset"], tmp_path / "evaluation"
     assert main(["evaluate", "--model", model, "--data", data, "--output", str(tmp_path / "first")]) == 0
     single = json.loads((tmp_path / "first" / "metrics.json").read_text())
-    capsys.readouterr()
+    assert re.search(
+        r"95% bootstrap intervals over 6 queries: nDCG@10 0\.\d{4} to [01]\.\d{4}, MRR", capsys.readouterr().out
+    )
     words = [
         "--baseline",
         "bm25",

@@ -207,6 +207,10 @@ def test_runs_that_go_on_and_runs_of_other_data(runs: list[Path], config: dict, 
     said = compare_runs([*runs, other.parent])
     assert "the runs have different val_dataset: their metrics do not compare" in said
     assert "not finished: run1" in said
+    assert "loss_type" not in said
+    config_file = runs[0] / "run.json"
+    config_file.write_text(config_file.read_text().replace('"loss_type": "point_ce"', '"loss_type": "listwise_ce"'))
+    assert "the runs have different loss_type: their losses do not compare" in compare_runs(runs)
     (line,) = (line.split() for line in said.splitlines() if line.startswith("run1 "))
     assert line[-3:] == ["-", "-", "-"]
 

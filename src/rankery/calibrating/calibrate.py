@@ -21,7 +21,7 @@ from rankery.calibrating.report import Calibrated, Cut, Judged, summary
 from rankery.data.files import check_new_file, expand_paths
 from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.errors import InputError
-from rankery.evaluation.runs import check_finite
+from rankery.evaluation.runs import check_finite, gains, pairs_of
 from rankery.models.calibration import Calibration, check_place, evidence, write_calibration
 from rankery.models.folders import CONTRACT_FILE, write_whole
 
@@ -71,7 +71,8 @@ def calibrate(
     paths = expand_paths(data)
     if html is not None:
         check_new_file(Path(html), overwrite)
-        if Path(html).exists() and any(path.samefile(html) for path in paths):
+        inputs = [*paths, *(path for path in folder.iterdir() if path.suffix != ".html")]
+        if Path(html).exists() and any(path.samefile(html) for path in inputs):
             raise InputError(f"{html}: is input; choose another place for the page")
     reranker = open_reranker(folder, device=device, dtype=dtype)
     low, high = reranker.labels
@@ -80,6 +81,10 @@ def calibrate(
     labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
     check_records(paths, labels)
     records = list(read_records(paths, labels))
+    if relevant_above is None and gains(pairs_of(records), min_label).is_soft:
+        raise InputError(
+            "the labels are scores; expected --relevant-above (relevant_above): from which on documents are relevant"
+        )
     relevant, query, fold = _judgements(records, above, seed)
     pairs = [(record.query, document) for record in records for document in record.documents]
     logits = reranker.compute_score(pairs, batch_size, show_progress=sys.stderr.isatty())

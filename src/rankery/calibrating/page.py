@@ -66,7 +66,7 @@ def _measures(result: Calibrated) -> Html:
             ["", "log-loss", "Brier", f"ECE ({BINS} bins of equal mass)"],
             [[title, *(held[key][name] for name in ("log_loss", "brier", "ece"))] for key, title in TITLES.items()],
         ),
-        *(paragraph(f"{said[0].upper()}{said[1:]}.") for said in judgement(held)),
+        *map(paragraph, judgement(held)),
         table(
             "Held-out log-loss of each kind; the lowest was taken",
             ["", "log-loss"],

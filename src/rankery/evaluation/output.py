@@ -51,8 +51,14 @@ def check_output(output: Path, systems: Sequence[System], names: Sequence[str], 
 
 
 def comparison_text(result: Comparison) -> str:
-    """The table of means; of several systems also speed, size and differences."""
+    """The table of means; of one system with their intervals, of several with speed, size and differences."""
     parts = [metrics_table(result.means())]
+    if len(result.names) == 1:
+        shown = [
+            f"{name} {low:.4f} to {high:.4f}"
+            for name, (low, high) in zip(result.measures, result.intervals[0].tolist(), strict=True)
+        ]
+        parts.append(f"95% bootstrap intervals over {len(result.measured.queries):,} queries: {', '.join(shown)}")
     if result.unanswered:
         parts.append(f"{result.unanswered} queries have no relevant document and count 0")
     parts += missing_notes(result)

@@ -162,7 +162,7 @@ def _read(systems: Sequence[System], question: Question) -> Given:
     if question.data:
         found = tried(_read_data, systems, question)
         if problems:
-            raise InputError(problems)
+            raise InputError(list(dict.fromkeys(problems)))  # a contract that cannot be read is met twice
         candidates, texts, min_label = found
         for run in runs.values():
             tried(_check_numbered, run, candidates)

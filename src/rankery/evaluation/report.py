@@ -32,6 +32,7 @@ EXAMPLES = 5  # queries shown of each kind
 SHOWN_DOCUMENTS = 5  # of each system
 SHOWN_CHARACTERS = 1500  # of a document
 HISTOGRAM_BINS = 30
+TINY = 1e-37  # zeros that were written with distinct scores are below it
 
 
 def report(result: Comparison) -> str:
@@ -179,7 +180,12 @@ def _best(result: Comparison, query: str, system: int) -> Html:
     parts: list[object] = [element("p", element("strong", result.names[system]))]
     for place, (document, score) in enumerate(ranked[:SHOWN_DOCUMENTS], 1):
         text = result.texts.document(document)
-        parts.append(paragraph(f"{place}. {_judgement(result, judged.get(document))}, score {score:.4g}", note=True))
+        parts.append(
+            paragraph(
+                f"{place}. {_judgement(result, judged.get(document))}, score {score if abs(score) > TINY else 0:.4g}",
+                note=True,
+            )
+        )
         parts.append(passage(document if text is None else _short(text)))
     rest = [place for place, (document, _) in enumerate(ranked, 1) if judged.get(document, 0) >= max(result.level, 1)]
     lower = [str(place) for place in rest if place > SHOWN_DOCUMENTS]

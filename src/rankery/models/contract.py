@@ -48,10 +48,12 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
     """The contract of a model directory; None where there is none (a hub name, another library's model).
 
     Raises:
-        InputError: a contract that cannot be read, or of a newer format.
+        InputError: a contract that cannot be read, or of a newer format; the folder of a training, not of its model.
     """
     file = folder / CONTRACT_FILE
     if not file.is_file():
+        if (folder / "model" / CONTRACT_FILE).is_file() and not (folder / "config.json").exists():
+            raise InputError(f"{folder}: is the folder of a training; expected that of its model, {folder / 'model'}")
         return None
     try:
         contract = json.loads(file.read_text(encoding="utf-8"))

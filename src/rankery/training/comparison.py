@@ -19,6 +19,7 @@ from rankery.training.history import History, merged, read_history, shared_curve
 
 PLACES = ("output_dir",)  # differ always, and change nothing
 MEASURES = {"pairs_per_second": "pairs/s", "padding": "padding", "memory_mb": "memory, MB"}
+MEASURED = ("val_dataset", "min_label", "relevant_above")  # what metrics mean
 Table = tuple[list[str], list[list[Any]]]  # names of the columns, rows
 
 
@@ -92,10 +93,14 @@ def results(histories: Sequence[History]) -> Table:
 
 def notes(histories: Sequence[History]) -> list[str]:
     """What to know before metrics are compared."""
-    validation = {str(history.config["val_dataset"]) for history in histories}
+    differ = {
+        key for key in (*MEASURED, "loss_type") if len({str(history.config.get(key)) for history in histories}) > 1
+    }
+    measured = ", ".join(key for key in MEASURED if key in differ)
     open_ended = [history.name for history in histories if not (history.folder / "model").is_dir()]
     return [
-        "" if len(validation) == 1 else "the runs have different val_dataset: their metrics do not compare",
+        f"the runs have different {measured}: their metrics do not compare" if measured else "",
+        "the runs have different loss_type: their losses do not compare" if "loss_type" in differ else "",
         f"not finished: {', '.join(open_ended)}" if open_ended else "",
     ]
 
