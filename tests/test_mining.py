@@ -23,7 +23,7 @@ from rankery import CrossEncoder, InputError, train
 from rankery.cli import main
 from rankery.data.files import written_whole
 from rankery.data.records import read_records
-from rankery.evaluation.retrieval import Bm25, embed, top
+from rankery.evaluation.retrieval import Bm25, bm25_tokens, embed, top
 from rankery.mining.mine import mine
 from rankery.mining.retrievers import Bm25Retriever, EmbeddingRetriever, Encoder
 from rankery.mining.rows import read_corpus
@@ -167,6 +167,13 @@ def test_bm25_reads_scripts_without_spaces() -> None:
         for query in ("月亮离地球多远", "怎样磨凿子", "美味しいラーメン", "地下鉄の駅")
     ]
     assert first == [[0], [1], [2], [3]]
+    assert bm25_tokens("สวัสดี") == [*"สวัสดี", "สว", "วั", "ัส", "สด", "ดี"]
+
+
+def test_signs_of_a_word_do_not_cut_it() -> None:
+    for text in ("हिन्दी में प्रश्न का उत्तर", "தமிழ் மொழி", "שָׁלוֹם עולם", "مُحَمَّد علي", "cafe\u0301 x"):
+        assert bm25_tokens(text) == text.split()
+    assert bm25_tokens("हिन्दी। ठीक") == ["हिन्दी", "ठीक"]
 
 
 def test_embeddings_find_the_nearest(bert: Path) -> None:

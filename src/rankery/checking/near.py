@@ -19,13 +19,13 @@ from rankery.checking.sketch import BANDS, SIMILAR, band_keys, jaccard, shingles
 from rankery.checking.tables import Table
 from rankery.checking.texts import normalise
 from rankery.data.files import mix, text_hash
-from rankery.evaluation.retrieval import CJK
+from rankery.evaluation.retrieval import UNSPACED
 
 CANDIDATES = 2048
 FEWEST_RUNS = 5  # texts with fewer runs of characters are too short to be nearly anything
 ABSENT = (1 << 63) - 1
 NUMBERS = re.compile(r"\d+")
-WORDS = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")  # of scripts without spaces, characters
+WORDS = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")  # of scripts without spaces, characters
 ALIKE = 0.8  # share of equal letters, of words that only one query has and those that only the other has
 
 

@@ -19,23 +19,26 @@ import numpy as np
 
 from rankery.errors import InputError
 
-# Scripts written without spaces, or (Hangul) with particles joined to words: kana, Han with extensions, Hangul.
-CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
-WORDS = re.compile(f"[{CJK}]+|[^\\W_{CJK}]+")
-IS_CJK = re.compile(f"[{CJK}]")
+# Scripts written without spaces, or (Hangul) with particles joined to words: kana, Han with extensions, Hangul; Thai, Lao, Burmese,
+# Khmer.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f"
+# Signs inside words that are no letters to Python: accents, points of Hebrew and Arabic, vowels of Indic scripts.
+MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
+WORDS = re.compile(f"[{UNSPACED}]+|[^\\W_{UNSPACED}]+(?:[{MARKS}]+[^\\W_{UNSPACED}]*)*")
+IS_UNSPACED = re.compile(f"[{UNSPACED}]")
 K1, B = 1.5, 0.75
 TOKENS_AT_ONCE = 8192  # padded tokens in one forward pass of the encoder
 TEXTS_AT_ONCE = 16384  # tokenised and sorted together; bounds memory
 
 
 def bm25_tokens(text: str) -> list[str]:
-    """Lower-cased words; of CJK runs every character and every two neighbouring ones (no dictionary needed)."""
+    """Lower-cased words; of runs without spaces every character and every two neighbouring ones (no dictionary needed)."""
     words = WORDS.findall(text.lower())
     if text.isascii():
         return words
     tokens: list[str] = []
     for word in words:
-        tokens += [*word, *map("".join, pairwise(word))] if IS_CJK.match(word) else [word]
+        tokens += [*word, *map("".join, pairwise(word))] if IS_UNSPACED.match(word) else [word]
     return tokens
 
 
