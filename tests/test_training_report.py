@@ -18,7 +18,7 @@ from rankery.evaluation.baselines import bm25_scores
 from rankery.evaluation.metrics import ranking_metrics
 from rankery.evaluation.runs import pairs_of
 from rankery.training import report, tracking
-from rankery.training.comparison import compare_runs, read_histories
+from rankery.training.comparison import compare, read_histories
 from rankery.training.history import merged, read_history
 
 
@@ -204,13 +204,13 @@ def test_runs_that_go_on_and_runs_of_other_data(runs: list[Path], config: dict, 
     other = train(
         config, output_dir=str(tmp_path / "other"), val_dataset=str(make_data(tmp_path / "v.jsonl", 5, offset=9))
     )
-    said = compare_runs([*runs, other.parent])
+    said = compare([*runs, other.parent])
     assert "the runs have different val_dataset: their metrics do not compare" in said
     assert "not finished: run1" in said
     assert "loss_type" not in said
     config_file = runs[0] / "run.json"
     config_file.write_text(config_file.read_text().replace('"loss_type": "point_ce"', '"loss_type": "listwise_ce"'))
-    assert "the runs have different loss_type: their losses do not compare" in compare_runs(runs)
+    assert "the runs have different loss_type: their losses do not compare" in compare(runs)
     (line,) = (line.split() for line in said.splitlines() if line.startswith("run1 "))
     assert line[-3:] == ["-", "-", "-"]
 
@@ -222,7 +222,7 @@ def test_what_compare_refuses(runs: list[Path], tmp_path: Path) -> None:
         ([runs[0], runs[1] / "model", tmp_path / "none"], ["model: holds no run.json", "none: holds no run.json"]),
     ):
         with pytest.raises(InputError) as caught:
-            compare_runs(named, tmp_path / "page.html")
+            compare(named, tmp_path / "page.html")
         assert len(caught.value.problems) == len(problems)
         assert all(text in problem for text, problem in zip(problems, caught.value.problems, strict=True))
     assert not (tmp_path / "page.html").exists()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rankery.models.cross_encoder import CrossEncoder
     from rankery.models.llm_decoder import LLMDecoder
     from rankery.models.reranker import RankedDocument, Reranker
+    from rankery.training.comparison import compare
     from rankery.training.run import train
     from rankery.training.tune import tune
 
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "check",
+    "compare",
     "distil",
     "evaluate",
     "mine",
@@ -45,6 +47,7 @@ _HOMES = {
     "Reranker": "rankery.models.reranker",
     "calibrate": "rankery.calibrating.calibrate",
     "check": "rankery.checking.check",
+    "compare": "rankery.training.comparison",
     "distil": "rankery.distilling.compare",
     "evaluate": "rankery.evaluation.evaluate",
     "mine": "rankery.mining.mine",

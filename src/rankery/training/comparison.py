@@ -23,7 +23,7 @@ MEASURED = ("val_dataset", "min_label", "relevant_above")  # what metrics mean
 Table = tuple[list[str], list[list[Any]]]  # names of the columns, rows
 
 
-def compare_runs(runs: Sequence[str | Path], output: str | Path | None = None, overwrite: bool = False) -> str:
+def compare(runs: Sequence[str | Path], output: str | Path | None = None, overwrite: bool = False) -> str:
     """Trainings side by side, as text; the page with their curves goes to `output`.
 
     Args:

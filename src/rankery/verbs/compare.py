@@ -16,6 +16,6 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rankery.training.comparison import compare_runs
+    from rankery.training.comparison import compare
 
-    print(compare_runs(arguments.runs, arguments.output, arguments.overwrite))
+    print(compare(arguments.runs, arguments.output, arguments.overwrite))
