@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import make_bert, run_python, write_rows
+from conftest import make_bert, run_python, spoil, write_rows
 
 from rankery import demo, demo_data, train
 from rankery.cli import main
@@ -81,6 +81,15 @@ def test_rerank_reads_gzip_and_writes_utf8(model: str, tmp_path: Path) -> None:
     done = run_python(code, *words)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "q.jsonl.gz: cannot be read: Compressed file ended" in done.stderr
+
+
+def test_rerank_writes_no_score_that_is_no_number(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    spoil(Path(model), "snow")
+    rows = [{"query": "sun", "documents": ["sea"]}, {"query": "moon", "documents": ["snow", "sea"]}]
+    source, target = write_rows(tmp_path / "q.jsonl", rows), tmp_path / "r.jsonl"
+    assert main(["rerank", "--model", model, "--input", str(source), "--output", str(target)]) == 2
+    assert "scores for query 'moon' are not finite" in capsys.readouterr().err
+    assert len(target.read_text().splitlines()) == 1
 
 
 def test_rerank_packs_what_ends_in_gz(model: str, tmp_path: Path) -> None:

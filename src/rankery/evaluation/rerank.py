@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -53,6 +54,11 @@ def rerank_file(
             )
         for row in _requests(_readable(lines, source or "standard input"), source or "standard input"):
             ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
+            if not all(math.isfinite(entry.score) for entry in ranking):  # JSON has no NaN
+                raise InputError(
+                    f"scores for query {row['query'][:60]!r} are not finite; look at its texts, else at the model's weights; a model in "
+                    "float16 may want bfloat16 or float32 (--dtype)"
+                )
             rest = {key: value for key, value in row.items() if key != "documents"}
             out.write(_line({**rest, "ranking": [entry._asdict() for entry in ranking]}))
             out.flush()
