@@ -47,7 +47,7 @@ def start_engine(config: TrainConfig) -> Engine:
         fix = "use one process or ddp, on accelerators, or leave it out (scoring in 4 bits works on CPUs too)"
         raise InputError(f"load_in_4bit is true, but {reason}; {fix}", shared=True)
     if not devices and kind not in ("single", "ddp"):
-        shard_on_cpu()
+        shard_on_cpu(kind)
     from accelerate import PartialState
 
     # Tokenising on the main process may take long: the others wait for it.
