@@ -38,9 +38,12 @@ def test_zero_3_trains_in_two_processes(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launch_file", [LAUNCH_FILES[name] for name in ("fsdp2", "zero1", "zero2", "zero3")])
 def test_gradients_accumulate_in_fp32(config: dict, tmp_path: Path, launch_file: str) -> None:
-    """320 equal micro-batches a process have the mean gradient of one; a sum in bf16 would stand still after 256."""
+    """512 equal micro-batches a process have the mean gradient of one; a sum in bf16 would stand still after 256.
+
+    A power of two: a weight of 1 / 320 would be rounded in bf16.
+    """
     norms = []
-    for pairs in (2, 640):
+    for pairs in (2, 1024):
         data = write_rows(tmp_path / f"{pairs}.jsonl", [{"query": "sun", "pos": ["moon sea"]}] * pairs)
         exact = {"hidden_dropout": 0, "attention_dropout": 0, "mixed_precision": "bf16", "epochs": 1, "token_budget": 1}
         own = {"train_dataset": data, "val_dataset": "", "batch_size": pairs // 2, "output_dir": tmp_path / str(pairs)}
