@@ -17,6 +17,7 @@ from rankery.checking.doubts import Doubts
 from rankery.checking.findings import compare, draft, illustrated, near_drafts, of_doubts
 from rankery.checking.fix import check_outputs, check_scan
 from rankery.checking.fix import fix as write_fixed
+from rankery.checking.languages import language_drafts
 from rankery.checking.lengths import measure
 from rankery.checking.near import DOCUMENTS, QUERIES
 from rankery.checking.places import Files
@@ -187,7 +188,7 @@ def _find(report: Report, scan: Scan, other: OtherScan | None, doubts: Doubts | 
         candidates |= {f"near_leaked_{kind}": those for kind, those in other.near_leaks.items()}
     kinds = {name: QUERIES if name.endswith("query") else DOCUMENTS for name in candidates}
     found = compare(scan.files, scan.labels, candidates, kinds)
-    drafts = [*draft(scan, other, report.lengths), *near_drafts(scan, found, other)]
+    drafts = [*draft(scan, other, report.lengths), *near_drafts(scan, found, other), *language_drafts(scan)]
     if doubts is not None:
         drafts += of_doubts(doubts, "the model", "_by_model")
     report.findings = illustrated(drafts, scan.files, scan.labels)
