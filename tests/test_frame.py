@@ -195,7 +195,7 @@ def workplace(tmp_path: Path) -> Path:
     for name in ("config", "example_data", "logs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "train_reranker.py", tmp_path)
-    for name in ("BAAI/bge-reranker-base", "hfl/chinese-roberta-wwm-ext"):
+    for name in ("BAAI/bge-reranker-base", "hfl/chinese-roberta-wwm-ext", "sentence-transformers/all-MiniLM-L6-v2"):
         make_bert(tmp_path / name, max_position_embeddings=512)
     for name in ("Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-Reranker-0.6B"):
         make_decoder(tmp_path / name, positions=512)
