@@ -47,7 +47,7 @@ engines: $(VENV)/.dev ## every engine beside one process: the table of docs/engi
 	OMP_NUM_THREADS=1 $(BIN)/python tests/engine_table.py
 
 bench: $(VENV)/.bench ## speed of training and prediction beside others (under a quarter of an hour)
-	$(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/train_speed.py --steps 1
 	$(BIN)/python benchmarks/predict_speed.py
 
 bench-all: bench ## the other benchmarks that need no data but what they make (hours)
