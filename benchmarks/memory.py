@@ -104,6 +104,7 @@ def measure(data: Path, steps: int) -> dict[str, float]:
         "model_name_or_path": str(base_model_path()), "train_dataset": str(data), "output_dir": str(data.parent / "out"),
         "dataset_cache_dir": str(data.parent / "cache"), "batch_size": BATCH, "max_len": 64, "attention_dropout": 0.0,
         "mixed_precision": "bf16" if computes_bf16() else "no", "log_with": "none", "overwrite": True,
+        "epochs": steps,  # enough of them, however little the data
     }  # fmt: skip
     config = load_config(settings)
     times = [time.perf_counter()]

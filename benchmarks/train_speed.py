@@ -43,6 +43,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     parser.add_argument("--base", type=Path, default=base_model_path(), help="base model; default: the demo's")
     parser.add_argument("--max-len", type=int, help="tokens of a pair at most; default: the work's")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=BATCH,
+        help="pairs that the others compute at once, where memory is too small for all 32",
+    )
     parser.add_argument("--steps", type=int, default=2, help="updates of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each, in turns")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
@@ -52,8 +58,14 @@ def main() -> None:
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
     job = work(arguments.work, BATCH * arguments.steps, arguments.data, arguments.max_len)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.base = with_positions(arguments.base, job.max_len, Path(folder))
+        compare(job, arguments)
+
+
+def compare(job: Work, arguments: argparse.Namespace) -> None:
     if arguments.measure:
-        seconds = SYSTEMS[arguments.measure](job, arguments.base)
+        seconds = SYSTEMS[arguments.measure](job, arguments.base, arguments.at_once)
         print(json.dumps({"seconds": seconds, "memory": peak_memory()}))
         return
     print(machine())
@@ -79,6 +91,24 @@ def main() -> None:
         if mine in found and other in found:
             ratios = [b["seconds"] / a["seconds"] for a, b in zip(found[mine], found[other], strict=True)]
             print(f"{mine} / {other}: {statistics.median(ratios):.2f} x (min {min(ratios):.2f}, max {max(ratios):.2f})")
+
+
+def with_positions(base: Path, count: int, folder: Path) -> Path:
+    """The base itself, or a copy that reads longer texts: its positions again and again (speed does not ask what they know)."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    known = model.config.max_position_embeddings
+    if count <= known:
+        return base
+    table = model.embeddings.position_embeddings.weight.data
+    model.config.max_position_embeddings = tokenizer.model_max_length = count
+    longer = type(model)(model.config)
+    repeated = {"embeddings.position_embeddings.weight": table.repeat(-(-count // known), 1)[:count]}
+    longer.load_state_dict({**model.state_dict(), **repeated})
+    longer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def measured_alone(name: str) -> dict[str, float]:
@@ -116,7 +146,7 @@ def ours(job: Work, precision: str, base: Path) -> float:
         return time.perf_counter() - begun
 
 
-def sentence_transformers(job: Work, bf16: bool, base: Path) -> float:
+def sentence_transformers(job: Work, bf16: bool, base: Path, at_once: int = BATCH) -> float:
     """Seconds of CrossEncoderTrainer over the same pairs, at its defaults, after a warm-up."""
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
@@ -130,7 +160,9 @@ def sentence_transformers(job: Work, bf16: bool, base: Path) -> float:
     def run(rows: Pairs) -> float:
         data = Dataset.from_dict(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
         with tempfile.TemporaryDirectory() as folder:
-            arguments = CrossEncoderTrainingArguments(output_dir=folder, bf16=bf16, **peer_settings(has_device))
+            arguments = CrossEncoderTrainingArguments(
+                output_dir=folder, bf16=bf16, **peer_settings(has_device, at_once)
+            )
             loss = BinaryCrossEntropyLoss(reranker)
             return trained(CrossEncoderTrainer(model=reranker, args=arguments, train_dataset=data, loss=loss))
 
@@ -138,7 +170,7 @@ def sentence_transformers(job: Work, bf16: bool, base: Path) -> float:
     return run(job.pairs)
 
 
-def plain_trainer(job: Work, bf16: bool, base: Path) -> float:
+def plain_trainer(job: Work, bf16: bool, base: Path, at_once: int = BATCH) -> float:
     """Seconds of transformers' Trainer, its batches grouped by length and padded to their longest: the best of its flags."""
     from datasets import Dataset
     from transformers import (
@@ -161,7 +193,10 @@ def plain_trainer(job: Work, bf16: bool, base: Path) -> float:
         data = Dataset.from_dict({**encoded, "labels": [[float(label)] for label in labels]})
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                output_dir=folder, bf16=bf16, train_sampling_strategy="group_by_length", **peer_settings(has_device)
+                output_dir=folder,
+                bf16=bf16,
+                train_sampling_strategy="group_by_length",
+                **peer_settings(has_device, at_once),
             )
             collator = DataCollatorWithPadding(tokenizer)
             return trained(Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator))
@@ -170,10 +205,11 @@ def plain_trainer(job: Work, bf16: bool, base: Path) -> float:
     return run(job.pairs)
 
 
-def peer_settings(has_device: bool) -> dict[str, Any]:
+def peer_settings(has_device: bool, at_once: int) -> dict[str, Any]:
     return {
-        "num_train_epochs": 1, "per_device_train_batch_size": BATCH, "learning_rate": 1e-5, "use_cpu": not has_device,
-        "save_strategy": "no", "report_to": [], "disable_tqdm": True, "logging_strategy": "no",
+        "num_train_epochs": 1, "per_device_train_batch_size": at_once, "gradient_accumulation_steps": BATCH // at_once,
+        "learning_rate": 1e-5, "use_cpu": not has_device, "save_strategy": "no", "report_to": [], "disable_tqdm": True,
+        "logging_strategy": "no",
     }  # fmt: skip
 
 
@@ -184,13 +220,13 @@ def trained(trainer: Any) -> float:
     return time.perf_counter() - begun
 
 
-SYSTEMS: dict[str, Callable[[Work, Path], float]] = {
-    "sentence-transformers fp32": lambda job, base: sentence_transformers(job, False, base),
-    "sentence-transformers bf16": lambda job, base: sentence_transformers(job, True, base),
-    "Trainer by length fp32": lambda job, base: plain_trainer(job, False, base),
-    "Trainer by length bf16": lambda job, base: plain_trainer(job, True, base),
-    "rankery fp32": lambda job, base: ours(job, "no", base),
-    "rankery bf16": lambda job, base: ours(job, "bf16", base),
+SYSTEMS: dict[str, Callable[[Work, Path, int], float]] = {
+    "sentence-transformers fp32": lambda job, base, at_once: sentence_transformers(job, False, base, at_once),
+    "sentence-transformers bf16": lambda job, base, at_once: sentence_transformers(job, True, base, at_once),
+    "Trainer by length fp32": lambda job, base, at_once: plain_trainer(job, False, base, at_once),
+    "Trainer by length bf16": lambda job, base, at_once: plain_trainer(job, True, base, at_once),
+    "rankery fp32": lambda job, base, _: ours(job, "no", base),
+    "rankery bf16": lambda job, base, _: ours(job, "bf16", base),
 }
 RATIOS = (
     ("rankery bf16", "sentence-transformers fp32"),

@@ -55,7 +55,7 @@ class Mined:
             f"{self.left_out['teacher']:,} by the teacher",
         ]
         if self.short:
-            lines.append(f"{self.short:,} queries got fewer than asked for: nothing else was found between the ranks")
+            lines.append(f"{self.short:,} queries got fewer than asked for: nothing else was left between the ranks")
         if self.without_positive:
             lines.append(f"{self.without_positive:,} queries have no relevant document and stay as they are")
         return "\n".join([*lines, f"wrote {self.output}"])
