@@ -46,12 +46,13 @@ def test_equals_the_tokenizers_own_pairs(kind: str, tmp_path: Path, request: pyt
     assert data.where(5) == f"{path}:2"
 
 
-def test_a_gzip_file_gives_the_tokens_of_the_plain_one(tmp_path: Path, bert: Path) -> None:
-    """All that training and messages read of it."""
+@pytest.mark.parametrize("name", ["data.jsonl.gz", "packed.jsonl"])
+def test_a_gzip_file_gives_the_tokens_of_the_plain_one(tmp_path: Path, bert: Path, name: str) -> None:
+    """All that training and messages read of it; a file is what it holds, whatever its name."""
     tokenizer = AutoTokenizer.from_pretrained(bert)
     template = pair_template(tokenizer, 32)
     plain = make_data(tmp_path / "data.jsonl")
-    packed = tmp_path / "data.jsonl.gz"
+    packed = tmp_path / name
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     found = []
     for path in (plain, packed):

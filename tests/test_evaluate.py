@@ -432,6 +432,9 @@ def test_bad_words_are_all_said_and_nothing_is_written(
     said = capsys.readouterr().err
     for problem in ("--min-label goes with --data", "relevant_above is -1; expected a number from 0", "seed is -1"):
         assert problem in said
+    words = ["--baseline", "bm25", "--data", config["val_dataset"], "--dtype", "float32"]
+    assert main(["evaluate", *words, *out]) == 2
+    assert "dtype: given, but for models alone" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except KeyboardInterrupt:
-        print("interrupted; resume=true goes on from the newest checkpoint", file=sys.stderr)
+        print(f"interrupted{getattr(arguments, 'goes_on', '')}", file=sys.stderr)
         return 130
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,10 +81,15 @@ def content_digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def unpacked(file: io.BufferedReader) -> BinaryIO:
+    """The file, or what is in it where it begins as gzip does, whatever its name."""
+    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file  # type: ignore[return-value]
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of the lines that are not blank; a byte order mark at the start is dropped."""
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with path.open("rb") as file:
+        for number, line in enumerate(unpacked(file), 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
                 yield number, line

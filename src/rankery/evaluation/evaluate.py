@@ -139,6 +139,11 @@ def evaluate_systems(
     names = names_of(systems)
     try:
         check_question(systems, question, names)
+        unused = [name for name in ("prompt", "dtype", "max_length") if options.get(name) is not None]
+        if unused and not any(system.kind == "model" for system in systems):
+            raise InputError(
+                f"{', '.join(unused)}: given, but for models alone; expected --model beside it, or nothing"
+            )
         if output is not None and group.process == 0:
             check_output(output, systems, names, question)
         given = read_input(systems, question)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rankery.data.files import check_writable
+from rankery.data.files import check_writable, unpacked
 from rankery.data.records import is_text
 from rankery.errors import InputError
 
@@ -30,7 +30,7 @@ def rerank_file(
 ) -> None:
     """Ranks the documents of each JSONL line; writes {..., "ranking": [{"index", "score", "document"}]} lines as they come.
 
-    Files and standard streams hold UTF-8, whatever the terminal's encoding; what ends in .gz is unpacked, or packed.
+    Files and standard streams hold UTF-8, whatever the terminal's encoding; gzip is unpacked, an output that ends in .gz packed.
     """
     from rankery.models.opening import open_reranker
 
@@ -44,9 +44,7 @@ def rerank_file(
     with ExitStack() as stack:
         if target is not None:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
-        lines: Any = sys.stdin.buffer
-        if source:
-            lines = stack.enter_context(gzip.open(source) if source.endswith(".gz") else open(source, "rb"))
+        lines: Any = unpacked(stack.enter_context(open(source, "rb"))) if source else sys.stdin.buffer
         out: Any = sys.stdout.buffer
         if target:
             out = stack.enter_context(

@@ -10,7 +10,6 @@ Queries may stand in any order, and their lines apart. Cost: about 2 s a million
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import shutil
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from rankery.data.files import unpacked
 from rankery.data.records import MAX_COLLECTED, is_text
 from rankery.errors import InputError
 
@@ -204,11 +204,13 @@ def _finite(word: str) -> float:
 def _opened(path: Path) -> BinaryIO:
     """The file, unpacked where it is packed: what is read later is found by its place."""
     try:
-        if not path.name.endswith(".gz"):
-            return path.open("rb")
+        file = path.open("rb")
+        content = unpacked(file)
+        if content is file:
+            return file
         plain = tempfile.TemporaryFile()
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, plain)
+        with file:
+            shutil.copyfileobj(content, plain)
         plain.seek(0)
         return plain  # type: ignore[return-value]
     except (OSError, EOFError, zlib.error) as error:

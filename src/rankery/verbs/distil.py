@@ -20,7 +20,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings; labels.key and distilled.key are for one training"
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, goes_on="; the same command goes on where it was")
 
 
 def _run(arguments: argparse.Namespace) -> None:

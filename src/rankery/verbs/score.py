@@ -23,7 +23,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     model_options(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, goes_on="; the same command goes on where it was")
 
 
 def _run(arguments: argparse.Namespace) -> int:

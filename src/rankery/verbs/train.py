@@ -17,7 +17,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--engine", choices=sorted(ENGINES), help="how they share the work (default ddp; see docs/engines.md)"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that replace those of the file")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, goes_on="; resume=true goes on from the newest checkpoint")
 
 
 def _run(arguments: argparse.Namespace) -> int:
