@@ -114,7 +114,9 @@ def with_positions(base: Path, count: int, folder: Path) -> Path:
 def measured_alone(name: str) -> dict[str, float]:
     """One system in a process of its own, so that our memory settings do not help the others."""
     command = [sys.executable, __file__, *sys.argv[1:], "--measure", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
