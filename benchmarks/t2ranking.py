@@ -106,7 +106,7 @@ def of_clauses(corpus: list[QueryRecord], start: Path, arguments: argparse.Names
         train = arguments.work / f"{folder.name}.jsonl"
         write(records, sum_of_both, range(len(records)), train, label_share=0.0)
         tuned(
-            train, folder, 1, arguments.precision, start, 0.0, loss_type="listwise_kl", overwrite=folder.exists(), epochs=1,
+            train, folder, 1, arguments.precision, start, 0.0, loss_type="listwise_kl", resume=True, save_steps=25, epochs=1,
             max_len=arguments.max_len, lr=1e-4, batch_size=8,
         )  # fmt: skip
     return folder / "model"
