@@ -75,7 +75,7 @@ def main() -> None:
         held_out = [i for fold in chosen for i in fold]
         tuned_scores: np.ndarray = np.full(len(sum_of_both), np.nan)
         for fold in chosen:
-            name = " ".join(map(str, (labels, *settings.values(), arguments.precision, fold[0])))
+            name = " ".join(map(str, (labels, arguments.clauses, *settings.values(), arguments.precision, fold[0])))
             file = arguments.work / f"{name}.npy"
             if not file.is_file():
                 test = [records[i] for i in fold]
