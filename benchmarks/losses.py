@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/ and qbqtc/")
     parser.add_argument("--scores", type=Path, required=True, help="folder that keeps the scores of finished trainings")
     parser.add_argument("--base", type=Path, help="base model; default: the demo's")
+    parser.add_argument("--queries", type=int, help="training queries of qbqtc at most; wants a FOLDER of its own")
     parser.add_argument("--precision", default="no", choices=["no", "bf16"])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -69,7 +70,7 @@ def main() -> None:
     task = (
         wikiqa(arguments.data / "wikiqa")
         if arguments.task == "wikiqa"
-        else qbqtc(arguments.data / "qbqtc", arguments.scores)
+        else qbqtc(arguments.data / "qbqtc", arguments.scores, arguments.queries)
     )
     base = arguments.base or base_model_path()
     print(machine(), flush=True)
@@ -140,10 +141,10 @@ def wikiqa(folder: Path) -> Task:
     return Task("wikiqa", train, dev, test, LabelRange(), {})
 
 
-def qbqtc(folder: Path, kept: Path) -> Task:
+def qbqtc(folder: Path, kept: Path, queries: int | None) -> Task:
     """Every tenth training query is taken out to choose the learning rate by."""
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    parts = {"dev": lines[::10], "train": [line for i, line in enumerate(lines) if i % 10]}
+    parts = {"dev": lines[::10], "train": [line for i, line in enumerate(lines) if i % 10][:queries]}
     for name, part in parts.items():
         (kept / f"qbqtc_{name}.jsonl").write_text("".join(part), encoding="utf-8")
     settings = {"max_len": 64, "max_label": 2}
