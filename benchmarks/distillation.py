@@ -1,10 +1,10 @@
 """What a student keeps of its teacher on WikiQA, beside the same student trained on labels; seeds averaged, with intervals.
 
-    python benchmarks/distillation.py --data ../shared/data --work FOLDER [--teachers 11 12 13] [--seeds 1 2 3] [--precision bf16]
+    python benchmarks/distillation.py --data ../shared/data --work FOLDER [--teachers 1 2 3] [--seeds 1 2 3] [--precision bf16]
 
-The teacher is an ensemble of rerankers of the demo's base (or of --teacher-model DIR ..., any models) that were trained with --loss
-on the labels, with seeds of their own; the student is one such model. Distilled students learn the ensemble's scores
-(listwise_kl) with the same epochs, learning rate and batch. FOLDER keeps models and scores, so that it can be stopped.
+The teacher is an ensemble of rerankers of the demo's base that were trained with --loss on the labels (by default the label-trained
+students themselves, together; after Furlanello et al. 2018), or --teacher-model DIR ..., any models. Distilled students learn the
+ensemble's scores (listwise_kl) with the same epochs, learning rate and batch. FOLDER keeps models and scores, so that it can be stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/")
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps models and scores")
-    parser.add_argument("--teachers", type=int, nargs="+", default=[11, 12, 13], help="seeds of the ensemble")
+    parser.add_argument("--teachers", type=int, nargs="+", default=[1, 2, 3], help="seeds of the ensemble")
     parser.add_argument("--teacher-model", nargs="+", help="models to be the teacher instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--loss", default="listwise_ce", help="of teachers and of students on labels")
@@ -78,7 +78,7 @@ def main() -> None:
 
     arguments.work.mkdir(parents=True, exist_ok=True)
     folders = arguments.teacher_model or [
-        model("teacher", seed, data / "train.jsonl", arguments.loss) for seed in arguments.teachers
+        model("labels", seed, data / "train.jsonl", arguments.loss) for seed in arguments.teachers
     ]
     scored = arguments.work / "teacher_scores.jsonl"
     if not scored.is_file():

@@ -1,18 +1,20 @@
 """Every loss against point_ce on labels alone, each at its own best learning rate (chosen on dev), equal epochs.
 
-    python benchmarks/losses.py wikiqa --data ../shared/data --scores FOLDER [--precision bf16] [--losses ...] [--seeds 1 2 3]
-    python benchmarks/losses.py qbqtc --data ../shared/data --base DIR --scores FOLDER
+    python benchmarks/losses.py wikiqa --data ../shared/data --results FILE [--precision bf16] [--losses ...] [--seeds 1 2 3]
+    python benchmarks/losses.py qbqtc --data ../shared/data --results FILE --base DIR
 
 The learning rate is chosen with the first seed by nDCG@10 on dev, from the middle of the rates in the direction that gains (a rate
 beyond one that lost is not tried; `--losses point_ce@5e-5` names it); then all seeds are trained at it and measured on test.
-qbqtc has no test split: a tenth of its training queries, taken out before, is its dev, and its dev file the test. FOLDER keeps
-the scores of each finished training, so that hours of work can be stopped, or shared by processes. Prints a table, and each
-loss's difference from point_ce with its 95% interval (bootstrap over queries, seeds averaged).
+qbqtc has no test split: a tenth of its training queries, taken out before, is its dev, and its dev file the test. FILE keeps
+each finished training, a line with the metrics of every query, so that hours of work can be stopped or shared by processes:
+results/losses.jsonl is what docs/losses.md shows, a new file measures anew. Prints a table, and each loss's difference from point_ce with
+its 95% interval (bootstrap over queries, seeds averaged).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import tempfile
@@ -26,7 +28,7 @@ import numpy as np
 from machine import machine
 from quality import score, tuned
 
-from rankery.data.records import LabelRange, QueryRecord, read_records
+from rankery.data.records import LabelRange, read_records
 from rankery.demo_data import base_model_path
 from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
 from rankery.evaluation.runs import pairs_of
@@ -35,6 +37,7 @@ from rankery.objective import LOSSES, is_grouped
 RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 TEACHERS_ONLY = ("pairwise_margin_mse",)  # learns margins, which labels do not have
 SHOWN = ("nDCG@10", "MAP")
+SPLITS = ("dev", "test")
 PAIRS_A_STEP, QUERIES_A_STEP = 32, 4
 
 
@@ -54,9 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["wikiqa", "qbqtc"])
     parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/ and qbqtc/")
-    parser.add_argument("--scores", type=Path, required=True, help="folder that keeps the scores of finished trainings")
+    parser.add_argument("--results", type=Path, required=True, help="file that keeps finished trainings")
     parser.add_argument("--base", type=Path, help="base model; default: the demo's")
-    parser.add_argument("--queries", type=int, help="training queries of qbqtc at most; wants a FOLDER of its own")
+    parser.add_argument("--queries", type=int, help="training queries of qbqtc at most")
     parser.add_argument("--precision", default="no", choices=["no", "bf16"])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -66,13 +69,16 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    arguments.scores.mkdir(parents=True, exist_ok=True)
-    task = (
-        wikiqa(arguments.data / "wikiqa")
-        if arguments.task == "wikiqa"
-        else qbqtc(arguments.data / "qbqtc", arguments.scores, arguments.queries)
-    )
-    base = arguments.base or base_model_path()
+    with tempfile.TemporaryDirectory() as folder:
+        task = (
+            wikiqa(arguments.data / "wikiqa")
+            if arguments.task == "wikiqa"
+            else qbqtc(arguments.data / "qbqtc", Path(folder), arguments.queries)
+        )
+        compare(task, arguments)
+
+
+def compare(task: Task, arguments: argparse.Namespace) -> None:
     print(machine(), flush=True)
     values: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[str, dict[str, float]] = {}
@@ -80,12 +86,12 @@ def main() -> None:
         loss, _, told = name.partition("@")
 
         def ndcg(rate: float, loss: str = loss) -> float:
-            (tables,) = trained(task, loss, rate, arguments.seeds[:1], "dev", arguments, base)
+            (tables,) = trained(task, loss, rate, arguments.seeds[:1], "dev", arguments)
             return float(tables["nDCG@10"].mean())
 
         on_dev = {} if told else climbed(sorted(arguments.rates), ndcg)
         rate = float(told) if told else max(on_dev, key=on_dev.__getitem__)
-        tables = trained(task, loss, rate, arguments.seeds, "test", arguments, base)
+        tables = trained(task, loss, rate, arguments.seeds, "test", arguments)
         values[loss] = {key: np.mean([table[key] for table in tables], axis=0) for key in SHOWN}
         rows[f"{loss}, lr {rate:g}"] = {key: float(column.mean()) for key, column in values[loss].items()}
         if on_dev:
@@ -113,27 +119,55 @@ def climbed(rates: list[float], value: Callable[[float], float]) -> dict[float, 
 
 
 def trained(
-    task: Task, loss: str, rate: float, seeds: list[int], split: str, arguments: argparse.Namespace, base: Path
+    task: Task, loss: str, rate: float, seeds: list[int], split: str, arguments: argparse.Namespace
 ) -> list[dict[str, np.ndarray]]:
-    """Metrics of each query on a split, one table a seed; a training scores both splits, which are kept."""
+    """Metrics of each query on a split, one table a seed."""
     tables = []
     for seed in seeds:
-        label = f"{task.name} {loss} {rate:g} {arguments.epochs} {arguments.precision} {seed}"
-        files = {name: arguments.scores / f"{label} {name}.npy" for name in ("dev", "test")}
-        if not files[split].is_file():
-            batch = QUERIES_A_STEP if is_grouped(loss) else PAIRS_A_STEP
-            settings = {**task.settings, "loss_type": loss, "lr": rate, "batch_size": batch, "epochs": arguments.epochs}
-            with tempfile.TemporaryDirectory() as folder:
-                model = tuned(task.train, Path(folder) / "out", seed, arguments.precision, base, 0.0, **settings)
-                for name, file in files.items():
-                    np.save(file, score(model, held_out(task, name)))
-        records = held_out(task, split)
-        tables.append(per_query_metrics(pairs_of(records), np.load(files[split]), min_label=task.labels.min_label))
+        key = {
+            "task": task.name,
+            "loss": loss,
+            "lr": rate,
+            "epochs": arguments.epochs,
+            "precision": arguments.precision,
+        }
+        key["seed"] = seed
+        kept = [row for row in rows_of(arguments.results) if key.items() <= row.items()]
+        row = (
+            kept[-1]
+            if kept
+            else key | {"machine": machine()} | measured(task, key, arguments.base or base_model_path())
+        )
+        if not kept:
+            arguments.results.parent.mkdir(parents=True, exist_ok=True)
+            with arguments.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        tables.append({name: np.array(column) for name, column in row[split].items()})
     return tables
 
 
-def held_out(task: Task, split: str) -> list[QueryRecord]:
-    return list(read_records([getattr(task, split)], task.labels))
+def measured(task: Task, key: dict[str, Any], base: Path) -> dict[str, dict[str, list[float]]]:
+    """A training, and what its model reaches on each query of both splits."""
+    batch = QUERIES_A_STEP if is_grouped(key["loss"]) else PAIRS_A_STEP
+    settings = {
+        **task.settings,
+        "loss_type": key["loss"],
+        "lr": key["lr"],
+        "batch_size": batch,
+        "epochs": key["epochs"],
+    }
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = tuned(task.train, Path(folder) / "out", key["seed"], key["precision"], base, 0.0, **settings)
+        for split in SPLITS:
+            records = list(read_records([getattr(task, split)], task.labels))
+            table = per_query_metrics(pairs_of(records), score(model, records), min_label=task.labels.min_label)
+            found[split] = {name: [round(float(value), 4) for value in table[name]] for name in SHOWN}
+    return found
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def wikiqa(folder: Path) -> Task:
@@ -148,8 +182,9 @@ def qbqtc(folder: Path, kept: Path, queries: int | None) -> Task:
     for name, part in parts.items():
         (kept / f"qbqtc_{name}.jsonl").write_text("".join(part), encoding="utf-8")
     settings = {"max_len": 64, "max_label": 2}
+    name = f"qbqtc, {queries} queries" if queries else "qbqtc"
     return Task(
-        "qbqtc", kept / "qbqtc_train.jsonl", kept / "qbqtc_dev.jsonl", folder / "dev.jsonl", LabelRange(0, 2), settings
+        name, kept / "qbqtc_train.jsonl", kept / "qbqtc_dev.jsonl", folder / "dev.jsonl", LabelRange(0, 2), settings
     )
 
 
