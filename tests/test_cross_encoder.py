@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_bert, run_python, words
+from conftest import WORDS, make_bert, make_decoder, run_python, words
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
@@ -27,6 +27,7 @@ from rankery.models import reranker as reranker_module
 from rankery.models.ahead import ahead
 from rankery.models.budget import keep_large_blocks
 from rankery.models.contract import PROBES, padded_scores
+from rankery.models.loading import is_decoder_family
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import expected_grade
 
@@ -172,6 +173,26 @@ def test_bad_arguments_of_loading(kind: str, change: dict, message: str, request
     cls = CrossEncoder if kind == "bert" else LLMDecoder
     with pytest.raises(InputError, match=message):
         cls.from_pretrained(request.getfixturevalue(kind), **change, seed=0)
+
+
+@pytest.mark.parametrize("packing", ["auto", "off"])
+def test_decoders_are_no_cross_encoders(llama: Path, config: dict, tmp_path: Path, packing: str) -> None:
+    """Their first token sees no other, so that a head on it would learn nothing."""
+    message = (
+        r"a decoder \(llama\); expected an encoder such as .* or set model_type=llm_decoder \(in Python: LLMDecoder\)"
+    )
+    with pytest.raises(InputError, match=message):
+        CrossEncoder.from_pretrained(make_decoder(tmp_path / "headed", causal=False), seed=0)
+    with pytest.raises(InputError, match=message):
+        train(config, model_name_or_path=str(llama), packing=packing)
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_families() -> None:
+    encoders = ["bert", "xlm-roberta", "modernbert", "mpnet", "deberta-v2", "distilbert", "electra", "t5", "bart"]
+    decoders = ["llama", "qwen3", "gemma3_text", "modernbert-decoder", "gpt2"]
+    assert not any(is_decoder_family(AutoConfig.for_model(kind)) for kind in encoders)
+    assert all(is_decoder_family(AutoConfig.for_model(kind)) for kind in decoders)
 
 
 def test_bad_arguments(saved: Path) -> None:

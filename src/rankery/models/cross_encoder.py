@@ -19,6 +19,7 @@ from rankery.models.calibration import read_calibration
 from rankery.models.contract import check_arguments, check_contract, read_contract
 from rankery.models.loading import (
     REPORTED,
+    check_encoder,
     check_tokenizer,
     choose_device,
     choose_dtype,
@@ -84,7 +85,7 @@ class CrossEncoder(Reranker):
             load_in_4bit: keep linear layers in 4 bits (NF4), through bitsandbytes.
 
         Raises:
-            InputError: no such model, arguments that contradict the contract, or scores that do.
+            InputError: no such model, one that is a decoder, arguments that contradict the contract, or scores that do.
         """
         model_name_or_path = os.path.expanduser(model_name_or_path)
         contract = read_contract(Path(model_name_or_path))
@@ -132,6 +133,7 @@ def _load(
     base, base_hub = base_and_hub(name, hub)
     with loading(base):
         config = AutoConfig.from_pretrained(base, **base_hub)
+        check_encoder(base, config)
         config.num_labels = choose_labels(base, config, num_labels)
         set_dropout(config, hidden_dropout, attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)

@@ -73,6 +73,31 @@ def has_classifier(config: Any) -> bool:
     return any("ForSequenceClassification" in kind for kind in config.architectures or [])
 
 
+def is_decoder_family(config: Any) -> bool:
+    """Whether a checkpoint is of a family of causal language models, whose tokens see only those before them."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type  # BERT and its like have a causal class too
+    is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return is_causal and not getattr(config, "is_encoder_decoder", False)
+
+
+def check_encoder(name: str, config: Any) -> None:
+    """A cross-encoder's head reads the first token, which has to see all others.
+
+    Raises:
+        InputError: the checkpoint is a decoder.
+    """
+    if is_decoder_family(config):
+        raise InputError(
+            f"model_name_or_path is {name!r}, a decoder ({config.model_type}); expected an encoder such as BERT or XLM-RoBERTa: "
+            "choose one, or set model_type=llm_decoder (in Python: LLMDecoder)"
+        )
+
+
 def check_family(name: str, config: Any) -> None:
     """A score head wants a sequence-classification class of the model's family.
 

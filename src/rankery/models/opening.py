@@ -9,7 +9,7 @@ from typing import Any
 
 from rankery.errors import InputError, NewHeadWarning
 from rankery.models.contract import read_contract
-from rankery.models.loading import has_classifier, loading
+from rankery.models.loading import has_classifier, is_decoder_family, loading
 from rankery.models.reranker import Reranker
 
 
@@ -63,10 +63,6 @@ def check_model(model: str | Path) -> None:
 def decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
     """(whether a model without a contract is a decoder, the head it has to be read with)."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
 
     from rankery.models.gguf import find_gguf
 
@@ -74,7 +70,6 @@ def decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
         return True, "yes_no"
     with loading(name):
         config = AutoConfig.from_pretrained(name, **hub)
-    kind = config.model_type
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if not is_decoder_family(config):
         return False, None
     return True, "score" if has_classifier(config) else "yes_no"
