@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, VOCAB, make_data, run_python, words, write_rows
 from safetensors.torch import load_file, save_file
+from transformers import MPNetConfig, MPNetModel
 
 from rankery import CrossEncoder, InputError, train
 from rankery.config import dump_config, load_config
@@ -735,6 +736,22 @@ def test_gradient_checkpointing_changes_nothing(config: dict, tmp_path: Path) ->
     )
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_base_model_cannot_do(config: dict, bert: Path, tmp_path: Path) -> None:
+    """MPNet has no gradient checkpointing, and rankery does not pack it."""
+    base = Path(shutil.copytree(bert, tmp_path / "mpnet"))
+    settings = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    MPNetModel(MPNetConfig(vocab_size=len(VOCAB), **settings)).save_pretrained(base)
+    with pytest.raises(InputError) as caught:
+        train(config, model_name_or_path=str(base), gradient_checkpointing=True, packing="on")
+    packing, checkpointing = caught.value.problems
+    assert "packing is on, but models of type mpnet cannot be packed; expected auto or off" in packing
+    assert (
+        "gradient_checkpointing is true, but transformers has none for models of type mpnet; expected" in checkpointing
+    )
+    assert not Path(config["output_dir"]).exists()
+    train(config, model_name_or_path=str(base), epochs=1)
 
 
 @pytest.mark.parametrize("more", [{}, {"mixed_precision": "bf16"}, {"gradient_checkpointing": True}])

@@ -110,20 +110,16 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     start = found[1] if found else {}
     reranker = _load_model(config, found[0] / "model" if found else config.model_name_or_path)
     reranker.packing = config.packing
-    if config.packing == "on" and reranker.layout == "padded":
-        raise InputError(
-            f"packing is on, but models of type {reranker.model.config.model_type} cannot be packed; expected auto or off",
-            shared=True,
-        )
     if not found:
         _prepare_adapters(config, reranker.model)
+    if problems := _unfit_model(config, reranker):
+        raise InputError(problems, shared=True)
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: _prepare_data(config, files, reranker, labels, cache))
     data = {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
     objective = build_objective(config)
     examples, dropped = learnt_together(config, data["train"])
-    problems = unfit_data(config, data) + unusable_losses(objective, examples, data["train"])
-    if problems := problems + unused_groups(reranker.model, config.lr_groups):
+    if problems := unfit_data(config, data) + unusable_losses(objective, examples, data["train"]):
         raise InputError(problems, shared=True)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
     layout = reranker.layout
@@ -229,6 +225,20 @@ def _load_model(config: TrainConfig, path: str | Path) -> Reranker:
         reranker.set_max_len(config.max_len)
     reranker.calibration = None  # was of the weights that are about to change
     return reranker
+
+
+def _unfit_model(config: TrainConfig, reranker: Reranker) -> list[str]:
+    """What the configuration asks for and the base model cannot do."""
+    problems = unused_groups(reranker.model, config.lr_groups)
+    kind = reranker.model.config.model_type
+    if config.packing == "on" and reranker.layout == "padded":
+        problems.append(f"packing is on, but models of type {kind} cannot be packed; expected auto or off")
+    if config.gradient_checkpointing and not reranker.model.supports_gradient_checkpointing:
+        problems.append(
+            f"gradient_checkpointing is true, but transformers has none for models of type {kind}; expected false "
+            "(a smaller token_budget and activation_offload=true save memory too)"
+        )
+    return problems
 
 
 def _prepare_data(
