@@ -870,3 +870,20 @@ def test_wandb_offline(config: dict) -> None:
         assert done.returncode == 0, done.stderr
     run_id = json.loads((Path(config["output_dir"]) / "run.json").read_text())["run_id"]
     assert len([path for path in Path(config["output_dir"]).rglob("run-*.wandb") if run_id in path.name]) == 2
+
+
+@pytest.mark.parametrize("mode", ["online", "disabled"])
+def test_wandb_without_a_login(config: dict, tmp_path: Path, mode: str) -> None:
+    words = [f"{key}={value}" for key, value in {**config, "log_with": "wandb", "epochs": 1}.items()]
+    words += ["train_dataset=nowhere.jsonl"] if mode == "online" else []
+    code = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
+    unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
+    done = run_python(code, *words, **unreachable, WANDB_MODE=mode)
+    if mode == "disabled":
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2, done.stderr
+    login, missing = done.stderr.splitlines()
+    assert re.match("error: log_with is wandb, but nobody is logged in .* `wandb login` .* WANDB_MODE=offline", login)
+    assert "nowhere.jsonl: does not exist" in missing
+    assert not Path(config["output_dir"]).exists()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,10 +190,23 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def check_tracker(log_with: str) -> str | None:
-    """A problem with the wanted tracker, before anything is written."""
-    from importlib.util import find_spec
-
-    package = {"wandb": "wandb", "tensorboard": "tensorboard"}.get(log_with)
+    """A problem with the wanted tracker, before anything is written; asks nobody on the network."""
+    package = None if log_with == "none" else log_with
     if package and find_spec(package) is None:
         return f"log_with is {log_with}, but {package} is not installed; install it: pip install {package}"
+    if log_with == "wandb" and not _wandb_can_start():
+        return (
+            "log_with is wandb, but nobody is logged in here; run `wandb login` or set WANDB_API_KEY, or set WANDB_MODE=offline "
+            "and run `wandb sync` later"
+        )
     return None
+
+
+def _wandb_can_start() -> bool:
+    """Whether there are credentials where wandb looks for them, or the mode wants none."""
+    import wandb
+    from requests.utils import get_netrc_auth
+
+    settings = wandb.setup().settings  # of environment and settings files
+    known = settings.api_key or getattr(settings, "identity_token_file", None) or get_netrc_auth(settings.base_url)
+    return settings.mode in ("offline", "dryrun", "disabled") or bool(known)
