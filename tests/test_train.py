@@ -452,6 +452,43 @@ def test_what_is_missing_or_taken_is_reported_together(config: dict, changes: di
     assert all(text in problem for text, problem in zip(expected, caught.value.problems, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"max_len": 4096}, ["FILE:2: max_len is 4096; ", "bad.jsonl:2: is not JSON"]),
+        (
+            {"model_name_or_path": "./nowhere"},
+            ["FILE:1: model_name_or_path is './nowhere'; ", "bad.jsonl:2: is not JSON"],
+        ),
+        (
+            {"max_len": 4096, "val_dataset": "no.jsonl"},
+            ["FILE:3: val_dataset: no.jsonl: does not exist", "bad", "FILE:2: max"],
+        ),
+        (
+            {"mixed_precision": "fp16", "max_len": 4096, "val_dataset": "no.jsonl"},
+            ["FILE:3: mixed_precision is fp16", "FILE:4: val_dataset", "bad.jsonl:2", "FILE:2: max_len is 4096"],
+        ),
+    ],
+)
+def test_launch_model_and_data_are_reported_together(
+    config: dict, tmp_path: Path, keys: dict, expected: list[str]
+) -> None:
+    """With the lines of the YAML file where it decides."""
+    if "mixed_precision" in keys and torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator, which computes fp16")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"query": "q", "pos": ["a"]}\nnot json\n')
+    first = {key: config[key] for key in ("model_name_or_path", "max_len")}
+    file = tmp_path / "config.yaml"
+    file.write_text("".join(f"{key}: {value}\n" for key, value in {**first, **keys}.items()))
+    with pytest.raises(InputError) as caught:
+        train(file, train_dataset=str(bad), output_dir=config["output_dir"])
+    problems = [problem.replace(str(file), "FILE").replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+    assert len(problems) == len(expected)
+    assert all(problem.startswith(text) for text, problem in zip(expected, problems, strict=True)), problems
+    assert not Path(config["output_dir"]).exists()
+
+
 def test_output_folder_below_a_file(config: dict, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for key in ("output_dir", "dataset_cache_dir"):

@@ -301,6 +301,14 @@ def load_config(
     return config
 
 
+def key_places(source: Any, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """`file:line` of the keys that `source`, if it is a YAML file, sets and no override replaces."""
+    places = read_yaml(Path(source))[1] if isinstance(source, str | Path) else {}
+    replaced = {ALIASES.get(key, key) for key in overrides}
+    named = {ALIASES.get(key, key): place for key, place in places.items()}
+    return {key: place for key, place in named.items() if key not in replaced}
+
+
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML that `load_config` reads back to the same object."""
     return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -7,7 +7,7 @@ data one run at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -31,6 +31,15 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[list[str], bool]]:
         # Worker processes hand it over by pickle: keep the list, not the text.
         return (type(self), (self.problems, self.shared))
+
+    def placed(self, places: Mapping[str, str]) -> InputError:
+        """The same; a problem that begins with a key of the configuration has the place of that key before it."""
+        keys = [problem.partition(" ")[0].rstrip(":") for problem in self.problems]
+        problems = [
+            f"{places[key]}: {problem}" if key in places else problem
+            for key, problem in zip(keys, self.problems, strict=True)
+        ]
+        return InputError(problems, self.shared)
 
 
 class NewHeadWarning(UserWarning):

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 
-from rankery.config import load_config
+from rankery.config import key_places, load_config
 from rankery.errors import InputError
 from rankery.models.budget import keep_large_blocks
-from rankery.training.engine import start_engine
-from rankery.training.run import Run, build
+from rankery.training.run import Run, begin
 from rankery.training.step import backward, step_batches
 from rankery.training.tuned import tuned_file, tuned_key, write_tuned
 
@@ -52,7 +51,10 @@ def tune(config: str | Path | Mapping[str, Any], say: Callable[[str], None] = pr
             "log_with": "none",
             "patience": None,
         }
-        run = build(parsed.model_copy(update={**free, "token_budget": SMALLEST}), start_engine(parsed))
+        try:
+            run = begin(parsed.model_copy(update={**free, "token_budget": SMALLEST}))
+        except InputError as error:
+            raise error.placed(key_places(config, overrides)) from error
         measured = measure(run)
     if not measured:
         raise InputError(f"a micro-batch of {SMALLEST} tokens does not fit into memory; set a smaller max_len")
