@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,34 +237,49 @@ def test_deepspeed_on_cpus_is_refused(config: dict) -> None:
     assert not Path(config["output_dir"]).exists()
 
 
+def start_machine(rank: int, launch_file: str, words: list[str], **environment: str) -> subprocess.Popen[str]:
+    """The command that docs/engines.md has for each of two machines, with a process each."""
+    port = str(21000 + os.getpid() % 20000)
+    launcher = [
+        "accelerate.commands.launch", "--config_file", launch_file, "--num_machines", "2", "--num_processes", "2",
+        "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port,
+    ]  # fmt: skip
+    if launch_file == "torchrun":
+        launcher = [
+            "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d",
+            "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "training",
+        ]  # fmt: skip
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "RANKERY_CPU_ENGINES": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "train_reranker.py", *words],
+        cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launch_file", ["config/ddp.yaml", "config/deepspeed/deepspeed_zero1.yaml", "torchrun"])
-def test_two_machines_on_one_host_meet(config: dict, tmp_path: Path, launch_file: str) -> None:
-    """The same command twice, as docs/engines.md has it for two machines, with a process each."""
+def test_two_machines_on_one_host_meet(config: dict, launch_file: str) -> None:
     words = [f"{key}={value}" for key, value in {**config, "batch_size": 4, "epochs": 1}.items()]
-    port = str(21000 + os.getpid() % 20000)
-
-    def start(rank: int) -> subprocess.Popen[str]:
-        launcher = [
-            "accelerate.commands.launch", "--config_file", launch_file, "--num_machines", "2", "--num_processes", "2",
-            "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port,
-        ]  # fmt: skip
-        if launch_file == "torchrun":
-            launcher = [
-                "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d",
-                "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "training",
-            ]  # fmt: skip
-        return subprocess.Popen(
-            [sys.executable, "-m", *launcher, "train_reranker.py", *words],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "RANKERY_CPU_ENGINES": "1"}, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    machines = [start(0), start(1)]
+    machines = [start_machine(rank, launch_file, words) for rank in (0, 1)]
     outputs = [machine.communicate(timeout=300) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert ", 2 processes" in outputs[0][0]
     assert (Path(config["output_dir"]) / "model" / "rankery.json").is_file()
+
+
+def test_machines_with_a_cache_folder_each(config: dict, tmp_path: Path) -> None:
+    """The first process tokenises for all: the other one does not find it, and both end."""
+    words = [f"{key}={value}" for key, value in config.items()]
+    machines = [
+        start_machine(rank, "config/ddp.yaml", words, RANKERY_CACHE=str(tmp_path / f"cache{rank}")) for rank in (0, 1)
+    ]
+    outputs = [machine.communicate(timeout=300) for machine in machines]
+    assert all(machine.returncode for machine in machines)
+    said = "".join(err for _, err in outputs)
+    message = rf"error: dataset_cache_dir is {tmp_path}/cache1, where \S+ does not find what .* a folder that all machines see"
+    assert len(re.findall(message, said)) == 1, said
+    assert "FileNotFoundError" not in said
+    assert not Path(config["output_dir"]).exists()
 
 
 @pytest.mark.slow

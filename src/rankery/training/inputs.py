@@ -7,6 +7,7 @@ nothing is wrong, nothing is read twice. Rejected: checks in the order in which 
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from rankery.config import TrainConfig
 from rankery.config_rules import DECODER_KEYS
-from rankery.data.encoding import cache_key, encode, is_cached
+from rankery.data.encoding import EncodedPairs, cache_key, encode, is_cached, open_encoded
 from rankery.data.files import expand_paths
 from rankery.data.records import DataSummary, LabelRange, check_records
 from rankery.errors import InputError
@@ -174,6 +175,22 @@ def prepare_data(
         progress = _progress(f"tokenising {name}", summary)
         encode(files[name], reranker.tokenizer, reranker.template, labels, cache / keys[name], progress)
     return keys
+
+
+def open_data(
+    cache: Path, keys: dict[str, str], files: dict[str, list[Path]], reranker: Reranker, labels: LabelRange
+) -> dict[str, EncodedPairs]:
+    """What the main process has tokenised.
+
+    Raises:
+        InputError: it is not there, as on a machine that has a cache folder of its own.
+    """
+    if not all(is_cached(cache / key) for key in keys.values()):
+        raise InputError(
+            f"dataset_cache_dir is {cache}, where {platform.node()} does not find what the first process has tokenised; expected "
+            "a folder that all machines see: set dataset_cache_dir to one"
+        )
+    return {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
 
 
 def _progress(what: str, summary: DataSummary) -> Callable[[Iterator[Any]], Iterator[Any]]:

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from rankery.config import TrainConfig, key_places, load_config
-from rankery.data.encoding import EncodedPairs, default_cache_folder, open_encoded
+from rankery.data.encoding import EncodedPairs, default_cache_folder
 from rankery.data.examples import own_tokens
 from rankery.data.plan import Plan
 from rankery.data.records import LabelRange
@@ -29,7 +29,15 @@ from rankery.training import checkpoint, output
 from rankery.training.data_checks import learnt_together, unfit_data, unusable_losses
 from rankery.training.describe import describe_data
 from rankery.training.engine import DTYPES, Engine, start_engine
-from rankery.training.inputs import bad_lines, check_places, find_files, look_deeper, open_model, prepare_data
+from rankery.training.inputs import (
+    bad_lines,
+    check_places,
+    find_files,
+    look_deeper,
+    open_data,
+    open_model,
+    prepare_data,
+)
 from rankery.training.tuned import read_tuned, tuned_file, tuned_key
 
 
@@ -114,7 +122,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         raise InputError(error.problems + engine.on_main(lambda: bad_lines(config, files)), shared=True) from error
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: prepare_data(config, files, reranker, labels, cache))
-    data = {name: open_encoded(cache / keys[name], reranker.template, labels, files[name]) for name in files}
+    data = engine.everywhere(lambda: open_data(cache, keys, files, reranker, labels))
     objective = build_objective(config)
     examples, dropped = learnt_together(config, data["train"])
     if problems := unfit_data(config, data) + unusable_losses(objective, examples, data["train"]):
