@@ -219,6 +219,28 @@ def test_what_accelerate_tells_of_a_launch_file(config: dict, tmp_path: Path, la
     assert (done.returncode == 0) != named
 
 
+def test_launch_files_that_ask_for_what_does_not_happen(config: dict, tmp_path: Path) -> None:
+    settings = yaml.safe_load((ROOT / "config/default_fsdp.yaml").read_text())
+    settings["fsdp_config"]["fsdp_activation_checkpointing"] = True
+    settings["dynamo_config"] = {"dynamo_backend": "INDUCTOR"}
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(settings))
+    words = [f"{key}={value}" for key, value in config.items()]
+    done = launch(str(tmp_path / "file.yaml"), *words, RANKERY_CPU_ENGINES="1")
+    assert done.returncode != 0
+    assert (
+        "gradient_checkpointing is false in the configuration but fsdp_activation_checkpointing is true" in done.stderr
+    )
+    assert "dynamo_backend is INDUCTOR in the launch file, but rankery compiles no model" in done.stderr
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_checkpointing_that_both_files_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_ACTIVATION_CHECKPOINTING"):
+        monkeypatch.setenv(name, "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert launch_problems("no", 8, 1, 1.0, gradient_checkpointing=True) == []
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_deepspeed_file_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "ds.json"

@@ -37,7 +37,11 @@ def start_engine(config: TrainConfig) -> Engine:
     """
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     problems = launch_problems(
-        config.mixed_precision, devices, config.gradient_accumulation_steps, config.max_grad_norm
+        config.mixed_precision,
+        devices,
+        config.gradient_accumulation_steps,
+        config.max_grad_norm,
+        config.gradient_checkpointing,
     )
     if problems:
         raise InputError(problems, shared=True)

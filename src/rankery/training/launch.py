@@ -59,7 +59,13 @@ def deepspeed_file() -> tuple[str, dict[str, Any]]:
     return file, settings
 
 
-def launch_problems(precision: str, devices: int, gradient_accumulation_steps: int, max_grad_norm: float) -> list[str]:
+def launch_problems(
+    precision: str,
+    devices: int,
+    gradient_accumulation_steps: int,
+    max_grad_norm: float,
+    gradient_checkpointing: bool = False,
+) -> list[str]:
     """What the launcher's environment, the configuration and this machine's accelerators disagree on."""
     problems = []
     kind = asked_kind()
@@ -69,6 +75,34 @@ def launch_problems(precision: str, devices: int, gradient_accumulation_steps: i
             f"the launcher starts {local} processes on this machine, which has {devices} accelerators; expected one for each: "
             "set num_processes in the launch file, or CUDA_VISIBLE_DEVICES"
         )
+    problems += _contradictions(precision, gradient_accumulation_steps, max_grad_norm, gradient_checkpointing)
+    if kind.startswith("zero") and find_spec("deepspeed") is None:
+        problems.append(
+            "the launch file asks for DeepSpeed, which is not installed: pip install 'rankery[deepspeed]', or use config/ddp.yaml"
+        )
+    if kind == "fsdp2" and os.environ.get("FSDP_VERSION", "1") != "2":
+        problems.append(
+            "the launch file asks for FSDP version 1; expected fsdp_version: 2, as in config/default_fsdp.yaml"
+        )
+    if kind not in ("single", "ddp") and not devices and os.environ.get("RANKERY_CPU_ENGINES") != "1":
+        problems.append(
+            f"the launch file asks for {'FSDP' if kind == 'fsdp2' else 'DeepSpeed'}, but there is no accelerator; use config/ddp.yaml on CPUs "
+            "(RANKERY_CPU_ENGINES=1 shards on CPUs for tests)"
+        )
+    if kind.startswith("zero"):
+        problems += _deepspeed_problems(precision, gradient_accumulation_steps, max_grad_norm)
+    if precision == "fp16" and not devices:
+        problems.append(
+            "mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no"
+        )
+    return problems
+
+
+def _contradictions(
+    precision: str, gradient_accumulation_steps: int, max_grad_norm: float, gradient_checkpointing: bool
+) -> list[str]:
+    """What the launch file says otherwise than the configuration, as far as accelerate hands it on."""
+    problems = []
     # accelerate passes its defaults where the file says nothing; under DeepSpeed it tells what the file names.
     named = os.environ.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(",")
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -88,24 +122,15 @@ def launch_problems(precision: str, devices: int, gradient_accumulation_steps: i
                 f"{key} is {configured:g} in the configuration but {value} ({name.lower()}) in the launch file; expected one of "
                 "them: leave it out of the launch file"
             )
-    if kind.startswith("zero") and find_spec("deepspeed") is None:
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == TRUE and not gradient_checkpointing:
         problems.append(
-            "the launch file asks for DeepSpeed, which is not installed: pip install 'rankery[deepspeed]', or use config/ddp.yaml"
+            "gradient_checkpointing is false in the configuration but fsdp_activation_checkpointing is true in the launch file; "
+            "expected one of them: leave it out of the launch file, and set gradient_checkpointing=true if it is wanted"
         )
-    if kind == "fsdp2" and os.environ.get("FSDP_VERSION", "1") != "2":
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() != "no":
         problems.append(
-            "the launch file asks for FSDP version 1; expected fsdp_version: 2, as in config/default_fsdp.yaml"
-        )
-    if kind not in ("single", "ddp") and not devices and os.environ.get("RANKERY_CPU_ENGINES") != "1":
-        problems.append(
-            f"the launch file asks for {'FSDP' if kind == 'fsdp2' else 'DeepSpeed'}, but there is no accelerator; use config/ddp.yaml on CPUs "
-            "(RANKERY_CPU_ENGINES=1 shards on CPUs for tests)"
-        )
-    if kind.startswith("zero"):
-        problems += _deepspeed_problems(precision, gradient_accumulation_steps, max_grad_norm)
-    if precision == "fp16" and not devices:
-        problems.append(
-            "mixed_precision is fp16, but there is no accelerator and CPUs compute fp16 badly; use bf16 or no"
+            f"dynamo_backend is {compiler} in the launch file, but rankery compiles no model; expected no: leave it out there"
         )
     return problems
 
