@@ -88,7 +88,7 @@ def test_rerank_writes_no_score_that_is_no_number(model: str, tmp_path: Path, ca
     rows = [{"query": "sun", "documents": ["sea"]}, {"query": "moon", "documents": ["snow", "sea"]}]
     source, target = write_rows(tmp_path / "q.jsonl", rows), tmp_path / "r.jsonl"
     assert main(["rerank", "--model", model, "--input", str(source), "--output", str(target)]) == 2
-    assert "scores for query 'moon' are not finite" in capsys.readouterr().err
+    assert "q.jsonl:2: scores for query 'moon' are not finite" in capsys.readouterr().err
     assert len(target.read_text().splitlines()) == 1
 
 
@@ -109,11 +109,13 @@ def test_options_have_their_whole_names(words: list[str], capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{}", "q.jsonl:1: expected"),
+        (b"{}", 'q.jsonl:1: "query" is missing; expected {"query": a string'),
         (b"x", "q.jsonl:1: is not JSON"),
         (b"\xff", "q.jsonl:1: is not JSON"),
-        (b'{"query": "\\ud800", "documents": ["a"]}', "q.jsonl:1: expected"),
-        (b'{"query": "a", "documents": "b"}', "q.jsonl:1: expected"),
+        (b"[]", "q.jsonl:1: is a list; expected"),
+        (b'{"query": "\\ud800", "documents": ["a"]}', 'q.jsonl:1: "query" is a string with a lone surrogate'),
+        (b'{"query": "a", "documents": "b"}', "q.jsonl:1: \"documents\" is the string 'b'; expected"),
+        (b'{"query": "a", "documents": ["b", 3]}', 'q.jsonl:1: "documents"[1] is a number; expected'),
     ],
 )
 def test_rerank_of_bad_lines(

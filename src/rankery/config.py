@@ -294,7 +294,8 @@ def load_config(
             if detail["type"] == "missing":
                 problems.append(f"{key} is not set; expected: {known[key].description}")
             else:
-                problems.append(f"{place}: {key} is {detail['input']!r}; {detail['msg']} ({known[key].description})")
+                name = key + _inner(values[key], detail["loc"][1:])
+                problems.append(f"{place}: {name} is {detail['input']!r}; {detail['msg']} ({known[key].description})")
     problems += [text for keys, text in contradictions(config, places) if not bad & set(keys)]
     if problems:
         raise InputError(problems)
@@ -307,6 +308,16 @@ def key_places(source: Any, overrides: Mapping[str, Any]) -> dict[str, str]:
     replaced = {ALIASES.get(key, key) for key in overrides}
     named = {ALIASES.get(key, key): place for key, place in places.items()}
     return {key: place for key, place in named.items() if key not in replaced}
+
+
+def _inner(value: Any, path: Sequence[int | str]) -> str:
+    """Where pydantic's `path` leads in a value, as [key] or [index]; its names of types lead nowhere."""
+    named = ""
+    for part in path:
+        leads = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+        if leads:
+            named, value = f"{named}[{part}]", value[part]
+    return named
 
 
 def dump_config(config: TrainConfig) -> str:

@@ -163,7 +163,7 @@ def parse_object(line: bytes | str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of thousands of digits
         raise InputError(f"{where}: is not JSON ({error}); expected one object a line: {SHAPES}") from None
     if not isinstance(row, dict):
-        raise InputError(f"{where}: is {'null' if row is None else _kind(row)}; expected an object: {SHAPES}")
+        raise InputError(f"{where}: is {'null' if row is None else kind_of(row)}; expected an object: {SHAPES}")
     return row
 
 
@@ -176,7 +176,7 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
     where = f"{path}:{number}"
     problems: list[str] = []
     if not is_text(row.get("query")):
-        problems.append(f'{where}: "query" is {_kind(row.get("query"))}; expected a string')
+        problems.append(f'{where}: "query" is {kind_of(row.get("query"))}; expected a string')
     if "content" in row:
         pairs: Pairs = [(row["content"], row.get("label"), '"content"', '"label"')]
     elif "hits" in row:
@@ -190,7 +190,7 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
         raise InputError([*problems, f"{where}: has the keys {sorted(row)}; expected {SHAPES}"])
     for text, label, text_name, label_name in pairs:
         if not is_text(text):
-            problems.append(f"{where}: {text_name} is {_kind(text)}; expected a string")
+            problems.append(f"{where}: {text_name} is {kind_of(text)}; expected a string")
         problems += _label_problems(label, label_name, labels, where)
     if not pairs and not problems:
         problems.append(f"{where}: has no documents; expected at least one")
@@ -212,7 +212,7 @@ Pairs = list[tuple[Any, Any, str, str]]  # text, label, and what to call each in
 
 def _hits(hits: Any, where: str, problems: list[str]) -> Pairs:
     if not isinstance(hits, list) or not all(isinstance(hit, dict) for hit in hits):
-        problems.append(f'{where}: "hits" is {_kind(hits)}; expected a list of {{"content", "label"}} objects')
+        problems.append(f'{where}: "hits" is {kind_of(hits)}; expected a list of {{"content", "label"}} objects')
         return []
     return [
         (hit.get("content"), hit.get("label"), f'"content" of hit {i}', f'"label" of hit {i}')
@@ -226,12 +226,12 @@ def _lists(row: dict[str, Any], labels: LabelRange, where: str, problems: list[s
         texts = [] if row.get(name) is None else row[name]
         scores = row.get(f"{name}_scores")
         if not isinstance(texts, list):
-            problems.append(f'{where}: "{name}" is {_kind(texts)}; expected a list of strings')
+            problems.append(f'{where}: "{name}" is {kind_of(texts)}; expected a list of strings')
             continue
         if scores is None:
             scores = [default] * len(texts)
         elif not isinstance(scores, list):
-            problems.append(f'{where}: "{name}_scores" is {_kind(scores)}; expected a list of numbers')
+            problems.append(f'{where}: "{name}_scores" is {kind_of(scores)}; expected a list of numbers')
             continue
         elif len(scores) != len(texts):
             problems.append(
@@ -248,7 +248,7 @@ def _label_problems(label: Any, name: str, labels: LabelRange, where: str) -> li
     if isinstance(label, int | float) and LARGEST_LABEL < abs(label) < math.inf:
         return [f"{where}: {name} is larger than {LARGEST_LABEL:g}; expected a number that a label can be"]
     if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
-        return [f"{where}: {name} is {_kind(label)}; expected a finite number"]
+        return [f"{where}: {name} is {kind_of(label)}; expected a finite number"]
     if labels.strict and not labels.min_label <= label <= labels.max_label:
         return [
             f"{where}: {name} is {label:g}; expected a number from min_label ({labels.min_label:g}) to max_label "
@@ -268,7 +268,8 @@ def is_text(value: Any) -> bool:
     return True
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, for messages."""
     if value is None:
         return "missing"
     if isinstance(value, float) and not math.isfinite(value):

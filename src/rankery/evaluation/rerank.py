@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rankery.data.files import check_writable, unpacked
-from rankery.data.records import is_text
+from rankery.data.records import is_text, kind_of
 from rankery.errors import InputError
 
 
@@ -50,11 +50,11 @@ def rerank_file(
             out = stack.enter_context(
                 gzip.GzipFile(target, "wb", mtime=0) if target.endswith(".gz") else open(target, "wb")
             )
-        for row in _requests(_readable(lines, source or "standard input"), source or "standard input"):
+        for where, row in _requests(_readable(lines, source or "standard input"), source or "standard input"):
             ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
             if not all(math.isfinite(entry.score) for entry in ranking):  # JSON has no NaN
                 raise InputError(
-                    f"scores for query {row['query'][:60]!r} are not finite; look at its texts, else at the model's weights; a model in "
+                    f"{where}: scores for query {row['query'][:60]!r} are not finite; look at its texts, else at the model's weights; a model in "
                     "float16 may want bfloat16 or float32 (--dtype)"
                 )
             rest = {key: value for key, value in row.items() if key != "documents"}
@@ -75,15 +75,29 @@ def _readable(lines: Iterable[bytes], name: str) -> Iterator[bytes]:
         raise InputError(f"{name}: cannot be read: {error}; expected JSONL, plain or gzip") from error
 
 
-def _requests(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
+def _requests(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file:line`, request) of each line that is not blank."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"{name}:{number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f'{name}:{number}: is not JSON ({error}); expected {{"query", "documents"}}') from None
-        documents = row.get("documents") if isinstance(row, dict) else None
-        if not isinstance(documents, list) or not all(map(is_text, documents)) or not is_text(row.get("query")):
-            raise InputError(f'{name}:{number}: expected {{"query": a string, "documents": a list of strings}}')
-        yield row
+            raise InputError(f'{where}: is not JSON ({error}); expected {{"query", "documents"}}') from None
+        if problem := _problem(row):
+            raise InputError(f'{where}: {problem}; expected {{"query": a string, "documents": a list of strings}}')
+        yield where, row
+
+
+def _problem(row: Any) -> str | None:
+    """What is wrong with a request, if anything."""
+    if not isinstance(row, dict):
+        return f"is {'null' if row is None else kind_of(row)}"
+    documents = row.get("documents")
+    if not is_text(row.get("query")):
+        return f'"query" is {kind_of(row.get("query"))}'
+    if not isinstance(documents, list):
+        return f'"documents" is {kind_of(documents)}'
+    odd = next((at for at, text in enumerate(documents) if not is_text(text)), None)
+    return None if odd is None else f'"documents"[{odd}] is {kind_of(documents[odd])}'

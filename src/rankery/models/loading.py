@@ -22,6 +22,7 @@ DEFAULT_MAX_LEN = 512
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that weights can be in
 # Arguments of transformers' from_pretrained: fp32, and weights that do not fit are reported to `new_weights`, not raised.
 REPORTED: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+EXPECTED = "expected a folder with config.json, model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
 ALIGNED_BYTES = 64  # as torch's own allocations
 # What the families call their dropout.
 DROPOUT_NAMES = {
@@ -41,7 +42,7 @@ def loading(name: str) -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
-        raise InputError(f"model_name_or_path is {name!r}; there is no such folder")
+        raise InputError(f"model_name_or_path is {name!r}; there is no such folder; {EXPECTED}")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -51,10 +52,7 @@ def loading(name: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         first = " ".join(str(error).split())[:400].rstrip(".")
-        raise InputError(
-            f"model_name_or_path is {name!r}; it could not be loaded: {first}; expected a folder with config.json, "
-            "model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
-        ) from error
+        raise InputError(f"model_name_or_path is {name!r}; it could not be loaded: {first}; {EXPECTED}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 

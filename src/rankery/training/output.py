@@ -144,8 +144,13 @@ def lower_token_budget(folder: Path, budget: int) -> None:
     write_whole(folder / "checkpoints" / BUDGET_FILE, str(budget))
 
 
-def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, Any]:
+def claim(config: TrainConfig, data_keys: dict[str, str], batch: int) -> dict[str, Any]:
     """Makes the folder ours: removes an old run when told to, writes run.json and config.yaml; returns run.json.
+
+    Args:
+        config: of the run.
+        data_keys: names of the tokenised data, by split.
+        batch: pairs a step.
 
     Raises:
         InputError: a resumed run whose data or number of pairs a step changed.
@@ -154,9 +159,11 @@ def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, An
     run = read_run(folder)
     if config.resume and run is not None:
         _restore_model(folder)
-        if run["data"] != data_keys:
+        before = dict(zip(data_keys, run["data"], strict=False))
+        if changed := [f"{name}_dataset" for name, key in data_keys.items() if before.get(name) != key]:
             raise InputError(
-                f"resume: the data changed since {folder} was started; expected the same files and tokenizer"
+                f"resume: the data of {' and '.join(changed)} changed since {folder} was started; expected the same texts, labels "
+                "and tokenizer: bring the files back, or start again with overwrite=true or another output_dir"
             )
         if run["batch"] != batch:
             raise InputError(
@@ -169,7 +176,12 @@ def claim(config: TrainConfig, data_keys: list[str], batch: int) -> dict[str, An
             (folder / CONFIG_FILE).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         own = config.model_copy(update={"resume": False, "overwrite": False})
-        run = {"run_id": uuid.uuid4().hex[:12], "data": data_keys, "batch": batch, "config": own.model_dump()}
+        run = {
+            "run_id": uuid.uuid4().hex[:12],
+            "data": list(data_keys.values()),
+            "batch": batch,
+            "config": own.model_dump(),
+        }
         write_whole(folder / RUN_FILE, json.dumps(run))  # from here on the folder is ours
     if not (folder / CONFIG_FILE).exists():
         write_whole(folder / CONFIG_FILE, dump_config(load_config(run["config"])))

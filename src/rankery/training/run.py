@@ -141,7 +141,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         own = tuned or default_token_budget(reranker.model.config, engine.device, training=True)
         budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
-    run_info = engine.on_main(lambda: output.claim(resolved, list(keys.values()), batch))
+    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch))
     reranker.labels = (config.min_label, config.max_label)
     set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:
