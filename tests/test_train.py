@@ -290,6 +290,26 @@ def test_out_of_memory_repeats_the_step_with_half_the_budget(
     assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-4)
 
 
+def test_out_of_memory_where_no_smaller_batch_helps(config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Injected, where the optimiser makes its state; and where the model is brought to its device."""
+
+    def short(*_):
+        raise torch.OutOfMemoryError("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scorer, "to", short)
+        with pytest.raises(
+            InputError, match=r"^out of memory for the model, .* \(lora_rank\), .* or choose a smaller base$"
+        ):
+            train(config)
+    assert not Path(config["output_dir"]).exists()
+    monkeypatch.setattr(torch.optim.AdamW, "step", short)
+    with pytest.raises(
+        InputError, match=r"^out of memory for the update, .* \(lora_rank\), .* or choose a smaller base$"
+    ):
+        train(config)
+
+
 def test_prediction_survives_a_lack_of_memory(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = CrossEncoder.from_pretrained(bert, seed=0)
     pairs = [(words(i, 3), words(i + 1, 1 + i % 20)) for i in range(40)]

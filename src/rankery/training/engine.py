@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -259,6 +259,23 @@ class Engine:
         groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Around what no smaller micro-batch makes smaller: weights, gradients and the optimiser's state.
+
+    Raises:
+        InputError: an accelerator's memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory for {what}, whatever the token_budget (weights, gradients and AdamW's state take 16 bytes for each "
+            "trained weight); train fewer of them (lora_rank), share them among more processes (config/default_fsdp.yaml or "
+            "DeepSpeed, which can offload them to the CPU's memory too: see docs/engines.md), or choose a smaller base"
+        ) from error
 
 
 def leave() -> None:

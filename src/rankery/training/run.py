@@ -28,7 +28,7 @@ from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint, output
 from rankery.training.data_checks import learnt_together, unfit_data, unusable_losses
 from rankery.training.describe import describe_data
-from rankery.training.engine import DTYPES, Engine, start_engine
+from rankery.training.engine import DTYPES, Engine, enough_memory, start_engine
 from rankery.training.inputs import (
     bad_lines,
     check_places,
@@ -141,13 +141,14 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         own = tuned or default_token_budget(reranker.model.config, engine.device, training=True)
         budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
-    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch))
     reranker.labels = (config.min_label, config.max_label)
     set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [(parameter.numel(), parameter.requires_grad) for parameter in reranker.scorer.parameters()]
-    model, optimizer = engine.prepare(reranker.scorer, config)
+    with enough_memory("the model"):
+        model, optimizer = engine.prepare(reranker.scorer, config)
+    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch))
     if found:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:

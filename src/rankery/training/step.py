@@ -25,7 +25,7 @@ from rankery.data.collate import Batch, StepBatches, Work
 from rankery.errors import InputError
 from rankery.models.budget import pad_multiple
 from rankery.training import output
-from rankery.training.engine import Engine
+from rankery.training.engine import Engine, enough_memory
 from rankery.training.offload import activations_on_cpu
 from rankery.training.run import Run
 
@@ -67,7 +67,7 @@ def train_step(run: Run, number: int, works: list[Work]) -> Outcome:
     """One optimiser update, on its way.
 
     Raises:
-        InputError: not even one pair fits into memory.
+        InputError: not even one pair fits into memory, or not the optimiser's state.
     """
     engine = run.engine
     pairs, sizes = run.plan.pairs(number)
@@ -80,7 +80,8 @@ def train_step(run: Run, number: int, works: list[Work]) -> Outcome:
         works = _halve_budget(run, number)
     exact = torch.float32 if engine.device.type == "mps" else torch.float64
     total = engine.sum(torch.stack([loss for loss, _, _ in done]).to(exact).sum())
-    norm, updated = engine.update(run.optimizer, run.config.max_grad_norm, total)
+    with enough_memory("the update"):
+        norm, updated = engine.update(run.optimizer, run.config.max_grad_norm, total)
     numbers = Arriving(torch.stack([total, norm.to(total.device, exact)]))
     return Outcome(number, pairs, run.optimizer.param_groups[0]["lr"], updated, numbers, done, works)
 
