@@ -39,6 +39,14 @@ def test_lists_on_the_command_line(key: str) -> None:
     assert parse_overrides([f"{key}=a: b"]) == {key: "a: b"}
 
 
+def test_paths_and_tuples_from_python() -> None:
+    config = load_config(
+        {**REQUIRED, "train_dataset": [Path("a"), "b"]}, {"val_dataset": (Path("c"),), "recall_at": (5, 20)}
+    )
+    assert (config.train_dataset, config.val_dataset, config.recall_at) == (["a", "b"], ["c"], [5, 20])
+    assert load_config({**REQUIRED, "val_dataset": ()}).val_dataset is None
+
+
 def test_mappings_on_the_command_line() -> None:
     given = parse_overrides(["lr_groups={classifier: 1e-3, '^bert': 2e-5}", "loss_type={point_ce: 2}"])
     config = load_config(REQUIRED, given)

@@ -267,7 +267,7 @@ def load_config(
                 problems.append(
                     f"{layer_places.get(key, str(source))}: both {key} and {name} are set; they are one key: keep one"
                 )
-            values[name] = str(value) if isinstance(value, Path) else value
+            values[name] = _plain(value)
             places[name] = layer_places.get(key, layer_places.get(str(key), str(source)))
     known = TrainConfig.model_fields
     for key in [key for key in values if key not in known]:
@@ -308,6 +308,13 @@ def key_places(source: Any, overrides: Mapping[str, Any]) -> dict[str, str]:
     replaced = {ALIASES.get(key, key) for key in overrides}
     named = {ALIASES.get(key, key): place for key, place in places.items()}
     return {key: place for key, place in named.items() if key not in replaced}
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts and tuples as lists, which YAML and pydantic's strict types know."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _inner(value: Any, path: Sequence[int | str]) -> str:
