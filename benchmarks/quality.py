@@ -1,7 +1,7 @@
 """Quality beside sentence-transformers' CrossEncoderTrainer: same data, base, epochs, batch and learning rate, side by side.
 
     python benchmarks/quality.py wikiqa --data ../shared/data     against sentence-transformers, attention dropout 0.1, padded batches
-    python benchmarks/quality.py qbqtc --data ../shared/data --base DIR    against what needs no training
+    python benchmarks/quality.py qbqtc --data ../shared/data --base DIR    against the best that needs no training
 
 Prints means over seeds and the 95% interval of the difference (bootstrap over queries, seeds averaged). With `--scores
 FOLDER` the test scores of each training are kept there, and one that is there is not trained again: an hour's work can
@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +29,13 @@ from rankery import CrossEncoder, train
 from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.demo_data import base_model_path
 from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
-from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics, ranking_metrics
+from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
 from rankery.evaluation.runs import pairs_of
 
 SHARED = {"epochs": 2, "lr": 5e-5, "batch_size": 32, "max_len": 256}
 OURS, DROPPED, PADDED = "rankery", "rankery, attention dropout 0.1", "rankery, padded"
 OTHERS = ("sentence-transformers", DROPPED, PADDED)
+SHOWN = ("nDCG@10", "MAP")
 QUIET = {"log_with": "none", "save_on_epoch_end": False, "best_metric": None}
 
 
@@ -61,7 +63,8 @@ def main() -> None:
         kept, systems = arguments.scores, [OURS, *arguments.systems]
         wikiqa(arguments.data / "wikiqa", arguments.seeds, arguments.precision, base, kept, systems)
     else:
-        qbqtc(arguments.data / "qbqtc", arguments.seeds[0], arguments.precision, base, arguments.epochs)
+        folder = arguments.data / "qbqtc"
+        qbqtc(folder, arguments.seeds, arguments.precision, base, arguments.scores, arguments.epochs)
 
 
 def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None, chosen: list[str]) -> None:
@@ -75,25 +78,43 @@ def wikiqa(folder: Path, seeds: list[int], precision: str, base: Path, kept: Pat
     values: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[str, dict[str, float]] = {}
     for name in chosen:
-        tables = []
-        for seed in seeds:
-            begun, label = time.perf_counter(), f"{name}, {precision}, seed {seed}"
-            file = kept / f"{label}.npy" if kept else None
-            scores = np.load(file) if file and file.is_file() else systems[name](seed)
-            if file:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                np.save(file, scores)
-            tables.append(per_query_metrics(pairs_of(records), scores))
-            rows[f"{name}, seed {seed}"] = {key: float(column.mean()) for key, column in tables[-1].items()}
-            print(f"{label}: {time.perf_counter() - begun:.0f} s", flush=True)
-        values[name] = {key: np.mean([table[key] for table in tables], axis=0) for key in tables[0]}
-        rows[f"{name}, mean"] = {key: float(column.mean()) for key, column in values[name].items()}
+        values[name] = averaged(name, systems[name], records, seeds, precision, kept, rows)
     print(f"\n{metrics_table(rows)}\n")
     for other in chosen[1:]:
-        for key in ("nDCG@10", "MAP"):
-            difference = values[OURS][key] - values[other][key]
-            low, high = bootstrap_interval(difference, 0)
-            print(f"{OURS} - {other}: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
+        for key in SHOWN:
+            print(difference(values, OURS, other, key))
+
+
+def averaged(
+    name: str, scored: Callable[[int], np.ndarray], records: list[QueryRecord], seeds: list[int], precision: str,
+    kept: Path | None, rows: dict[str, dict[str, float]],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Metrics of each query, the mean over seeds of what `scored` gives; `rows` gets the averages of each seed and theirs."""
+    tables = []
+    for seed in seeds:
+        begun, label = time.perf_counter(), f"{name}, {precision}, seed {seed}"
+        file = kept / f"{label}.npy" if kept else None
+        scores = np.load(file) if file and file.is_file() else scored(seed)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, scores)
+        tables.append(per_query_metrics(pairs_of(records), scores))
+        rows[f"{name}, seed {seed}"] = means(tables[-1])
+        print(f"{label}: {time.perf_counter() - begun:.0f} s", flush=True)
+    values = {key: np.mean([table[key] for table in tables], axis=0) for key in tables[0]}
+    rows[f"{name}, mean"] = means(values)
+    return values
+
+
+def means(table: dict[str, np.ndarray]) -> dict[str, float]:
+    return {key: float(column.mean()) for key, column in table.items()}
+
+
+def difference(values: dict[str, dict[str, np.ndarray]], one: str, other: str, key: str) -> str:
+    """A line with the mean difference of two systems in a metric, and its interval over queries."""
+    by_query = values[one][key] - values[other][key]
+    low, high = bootstrap_interval(by_query, 0)
+    return f"{one} - {other}: {key} {by_query.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}"
 
 
 def ours(
@@ -148,22 +169,25 @@ def peer(data: Path, records: list[QueryRecord], seed: int, base: Path) -> np.nd
     return np.asarray(model.predict(pairs, batch_size=32, show_progress_bar=False))
 
 
-def qbqtc(folder: Path, seed: int, precision: str, base: Path, epochs: int) -> None:
-    labels = LabelRange(0, 2)
-    records = list(read_records([folder / "dev.jsonl"], labels))
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name:
-        settings = {"epochs": epochs, "max_len": 64, "max_label": 2}
-        model = tuned(folder / "train.jsonl", Path(name) / "out", seed, precision, base, 0.0, **settings)
-        scores = {
-            "random": random_scores(records, 0),
-            "BM25": bm25_scores(records),
-            "base's cosine": cosine_scores([prefixed(record) for record in records], base),
-            "fine-tuned": score(model, records),
-        }
-    rows = {name: ranking_metrics(pairs_of(records), value) for name, value in scores.items()}
-    print(f"\nqbqtc, grades 0-2, {len(records)} held-out queries, {time.perf_counter() - begun:.0f} s")
-    print(metrics_table(rows))
+def qbqtc(folder: Path, seeds: list[int], precision: str, base: Path, kept: Path | None, epochs: int) -> None:
+    records = list(read_records([folder / "dev.jsonl"], LabelRange(0, 2)))
+    settings = {"epochs": epochs, "max_len": 64, "max_label": 2}
+    untrained = {
+        "random": random_scores(records, 0),
+        "BM25": bm25_scores(records),
+        "base's cosine": cosine_scores([prefixed(record) for record in records], base),
+    }
+    values = {name: per_query_metrics(pairs_of(records), scores) for name, scores in untrained.items()}
+    rows = {name: means(table) for name, table in values.items()}
+    name = f"fine-tuned on qbqtc, epochs {epochs}"
+    values[name] = averaged(
+        name, lambda seed: ours(folder / "train.jsonl", records, seed, precision, base, 0.0, **settings), records, seeds,
+        precision, kept, rows,
+    )  # fmt: skip
+    print(f"\nqbqtc, grades 0-2, {len(records)} held-out queries")
+    print(f"{metrics_table(rows)}\n")
+    for key in SHOWN:
+        print(difference(values, name, max(untrained, key=lambda other: rows[other][key]), key))
 
 
 def prefixed(record: QueryRecord) -> QueryRecord:
