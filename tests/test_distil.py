@@ -18,6 +18,7 @@ from conftest import ROOT, make_data, write_rows
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
+from rankery.distilling import compare
 from rankery.distilling import teacher as teacher_module
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.distilling.teacher import Teacher, score_file
@@ -220,9 +221,9 @@ def test_distillation_compares_teacher_and_students(
 ) -> None:
     out = tmp_path / "distil"
     words = [
-        "distil", "--teacher", str(model), "--student", config["model_name_or_path"], "--data", config["train_dataset"],
-        "--val", config["val_dataset"], "--output", str(out), "max_len=48", "epochs=1", "log_with=none", "batch_size=4",
-        "distilled.lr=1e-3", "labels.loss_type=point_ce",
+        "distil", "--output", str(out), "--teacher", str(model), "--student", config["model_name_or_path"],
+        "--data", config["train_dataset"], "--val", config["val_dataset"], "max_len=48", "epochs=1", "log_with=none",
+        "batch_size=4", "distilled.lr=1e-3", "labels.loss_type=point_ce",
     ]  # fmt: skip
     assert main(words) == 0
     table = capsys.readouterr().out
@@ -237,8 +238,25 @@ def test_distillation_compares_teacher_and_students(
     # Again: nothing is done twice. Another student in the same folder: refused.
     assert main(words) == 0
     assert "scores the training data" not in capsys.readouterr().out
-    words[4] = str(model)
+    words[words.index("--student") + 1] = str(model)
     assert main(words) == 2
     assert "other data or models" in capsys.readouterr().err
     assert main([*words, "output_dir=x"]) == 2
     assert "output_dir is set" in capsys.readouterr().err
+
+
+def test_settings_may_follow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("year=2024.jsonl").touch()
+    calls: list[tuple] = []
+    monkeypatch.setattr(compare, "distil", lambda *words, **options: calls.append((*words[2:4], options["overrides"])))
+    models = ["--teacher", "t", "--student", "s"]
+    assert (
+        main(["distil", *models, "--data", "year=2024.jsonl", "a.jsonl", "lr=1e-3", "--val", "year=*", "labels.lr=1"])
+        == 0
+    )
+    assert main(["distil", "epochs=2", *models, "--data", "a.jsonl", "--val", "b.jsonl", "--lr=1e-3"]) == 0
+    assert calls == [
+        (["year=2024.jsonl", "a.jsonl"], ["year=*"], {"lr": 1e-3, "labels.lr": 1}),
+        (["a.jsonl"], ["b.jsonl"], {"epochs": 2, "lr": 1e-3}),
+    ]

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+from collections.abc import Sequence
+from glob import glob
+
+SETTING = re.compile(r"\w[\w.]*=")
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -27,15 +33,22 @@ def _run(arguments: argparse.Namespace) -> None:
     from rankery.config import parse_overrides
     from rankery.distilling.compare import distil
 
+    (data, of_data), (val, of_val) = _parted(arguments.data), _parted(arguments.val)
     table = distil(
         arguments.teacher,
         arguments.student,
-        arguments.data,
-        arguments.val,
+        data,
+        val,
         arguments.output,
         prompt=arguments.prompt,
         config=arguments.config,
-        overrides=parse_overrides(arguments.overrides),
+        overrides=parse_overrides([*of_data, *of_val, *arguments.overrides]),
         store=arguments.store,
     )
     print(table)
+
+
+def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(files, settings): an option that takes several files takes the key=value words behind them too."""
+    settings = [word for word in words if SETTING.match(word) and not (os.path.exists(word) or glob(word))]
+    return [word for word in words if word not in settings], settings
