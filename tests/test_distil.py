@@ -217,7 +217,7 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_distillation_compares_teacher_and_students(
-    config: dict, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    config: dict, bert: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "distil"
     words = [
@@ -235,11 +235,23 @@ def test_distillation_compares_teacher_and_students(
     assert found["student, distilled"]["parameters"] > 0
     assert "lr: 0.001" in (out / "distilled" / "config.yaml").read_text()
     assert "loss_type: point_ce" in (out / "labels" / "config.yaml").read_text()
-    # Again: nothing is done twice. Another student in the same folder: refused.
+    # Again: nothing is done twice.
     assert main(words) == 0
     assert "scores the training data" not in capsys.readouterr().out
-    words[words.index("--student") + 1] = str(model)
-    assert main(words) == 2
+    # Other settings, which the models there were not trained with: refused. What changes no model may differ.
+    assert main([*words, "log_interval=5", "lr=1e-4", "labels.loss_type=point_mse"]) == 2
+    loss, rate = sorted(capsys.readouterr().err.splitlines())
+    kept = "keep it, or choose another --output"
+    run = out / "labels" / "run.json"
+    assert loss == f"error: student, labels: loss_type was 'point_ce' in {run}, got 'point_mse'; {kept}"
+    assert rate == f"error: student, labels: lr was 2e-05 in {run}, got 0.0001; {kept}"
+    assert main([*words, "batch_size=8"]) == 2
+    assert "student, distilled: batch_size x gradient_accumulation_steps was 4" in capsys.readouterr().err
+    assert main([*words, "--student", str(model)]) == 2
+    assert f"model_name_or_path was {config['model_name_or_path']!r}" in capsys.readouterr().err
+    other = tmp_path / "other"
+    CrossEncoder.from_pretrained(bert, seed=2, max_len=48).save_pretrained(other)
+    assert main([*words, "--teacher", str(other)]) == 2
     assert "other data or models" in capsys.readouterr().err
     assert main([*words, "output_dir=x"]) == 2
     assert "output_dir is set" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankery.config import load_config
+from rankery.config import TrainConfig, load_config
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.distilling.store import teacher_digest
@@ -30,6 +30,7 @@ from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_qu
 from rankery.evaluation.runs import pairs_of
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import Reranker
+from rankery.training.output import RUN_FILE, changed_keys, read_run
 
 STUDENTS = {"labels": "student, labels", "distilled": "student, distilled"}
 SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
@@ -81,6 +82,7 @@ def distil(
     paths, output = expand_paths(data), Path(output)
     settings = {kind: _settings(kind, config, overrides or {}, paths, str(student), output) for kind in STUDENTS}
     configs = {kind: load_config(config, values) for kind, values in settings.items()}
+    check_unchanged(configs)
     labels = LabelRange(configs["labels"].min_label, configs["labels"].max_label)
     held_out = expand_paths(val)
     check_records(held_out, labels)
@@ -135,6 +137,30 @@ def _settings(
     if kind == "labels":
         return {**values, "train_dataset": list(map(str, paths))}
     return {**values, "train_dataset": str(output / SCORED_FILE), "min_label": 0.0, "max_label": 1.0}
+
+
+def check_unchanged(configs: Mapping[str, TrainConfig]) -> None:
+    """Whether the trainings that have begun, or are done, were asked for with the same settings.
+
+    Raises:
+        InputError: every setting that has changed.
+    """
+    problems: list[str] = []
+    for kind, config in configs.items():
+        file = Path(config.output_dir) / RUN_FILE
+        run = read_run(file.parent)
+        if run is None:
+            continue
+        changes = {key: (repr(old), repr(new)) for key, (old, new) in changed_keys(config, run).items()}
+        step = config.batch_size * config.gradient_accumulation_steps
+        if step != run["batch"]:
+            changes["batch_size x gradient_accumulation_steps"] = (str(run["batch"]), str(step))
+        problems += [
+            f"{STUDENTS[kind]}: {key} was {old} in {file}, got {new}; keep it, or choose another --output"
+            for key, (old, new) in changes.items()
+        ]
+    if problems:
+        raise InputError(problems)
 
 
 def _claim(output: Path, paths: Sequence[Path], teacher: Reranker, student: str) -> None:

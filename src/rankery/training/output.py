@@ -109,12 +109,16 @@ def _check_no_run(config: TrainConfig, folder: Path) -> None:
 
 def _changed(config: TrainConfig, run: dict[str, Any], folder: Path) -> list[str]:
     """Keys that a resumption may not change, and does."""
-    old, new = load_config(run["config"]).model_dump(), config.model_dump()
     return [
-        f"resume: {key} was {old[key]!r} in {folder / RUN_FILE}, got {new[key]!r}; a resumed run keeps it"
-        for key in old
-        if key not in RESUME_FREE and old[key] != new[key]
+        f"resume: {key} was {old!r} in {folder / RUN_FILE}, got {new!r}; a resumed run keeps it"
+        for key, (old, new) in changed_keys(config, run).items()
     ]
+
+
+def changed_keys(config: TrainConfig, run: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(value of the run, value now) of each key that makes another model of it."""
+    old, new = load_config(run["config"]).model_dump(), config.model_dump()
+    return {key: (old[key], new[key]) for key in old if key not in RESUME_FREE and old[key] != new[key]}
 
 
 def _read_and_deleted(config: TrainConfig, folder: Path, data: Sequence[Path]) -> list[str]:
