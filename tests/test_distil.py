@@ -18,9 +18,11 @@ from conftest import ROOT, make_data, write_rows
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
+from rankery.config import TrainConfig
 from rankery.distilling import compare
 from rankery.distilling import teacher as teacher_module
 from rankery.distilling.store import Store, pair_key, teacher_digest
+from rankery.distilling.students import STUDENTS, student_configs
 from rankery.distilling.teacher import Teacher, score_file
 
 
@@ -255,6 +257,39 @@ def test_distillation_compares_teacher_and_students(
     assert "other data or models" in capsys.readouterr().err
     assert main([*words, "output_dir=x"]) == 2
     assert "output_dir is set" in capsys.readouterr().err
+
+
+def students(config: str | Path | None = None, **overrides: object) -> dict[str, TrainConfig]:
+    """The configurations of both trainings."""
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return student_configs("base", config, keys, [Path("train.jsonl")], Path("out/scores.jsonl"), Path("out"))
+
+
+def test_a_file_replaces_what_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("lr: 3e-4\noverwrite: true\n")
+    both = students(file, epochs=3, distilled__lr=1e-3)
+    assert [both[kind].loss_type for kind in STUDENTS] == ["listwise_ce", "listwise_kl"]
+    assert [both[kind].lr for kind in STUDENTS] == [3e-4, 1e-3]
+    assert all((one.epochs, one.best_metric, one.num_max_checkpoints) == (3, None, 1) for one in both.values())
+    assert not any(one.overwrite for one in both.values())
+    file.write_text("loss_type: point_mse\nbest_metric: loss\n")
+    assert all((one.loss_type, one.best_metric) == ("point_mse", "loss") for one in students(file).values())
+    assert students(file, labels__loss_type="list_mle")["labels"].loss_type == "list_mle"
+
+
+def test_what_is_wrong_with_both_is_said_once() -> None:
+    with pytest.raises(InputError) as caught:
+        students(rl=1e-3, epochs=0, teacher_temperature=2.0, distilled__batch_size=0)
+    said = [problem.partition(";")[0].partition(" (")[0] for problem in caught.value.problems]
+    assert said == [
+        "command line: unknown key rl",
+        "command line: epochs is 0",
+        "student, labels: command line: teacher_temperature is 2.0, but loss_type is 'listwise_ce'",
+        "student, distilled: command line: batch_size is 0",
+    ]
+    with pytest.raises(InputError, match="resume is set, but rankery distil decides it"):
+        students(labels__resume=True)
 
 
 def test_settings_may_follow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankery.config import TrainConfig, load_config
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.distilling.store import teacher_digest
+from rankery.distilling.students import STUDENTS, check_unchanged, for_both, student_configs
 from rankery.distilling.teacher import Teacher, fingerprint, score_file, write_whole
 from rankery.errors import InputError
 from rankery.evaluation.baselines import bm25_scores, random_scores
@@ -30,14 +30,9 @@ from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_qu
 from rankery.evaluation.runs import pairs_of
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import Reranker
-from rankery.training.output import RUN_FILE, changed_keys, read_run
 
-STUDENTS = {"labels": "student, labels", "distilled": "student, distilled"}
 SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
 KEPT = "nDCG@10"  # the metric that the share kept is told in
-# The defaults of both trainings; what a training learns from differs.
-SETTINGS: dict[str, Any] = {"best_metric": None, "save_on_epoch_end": True, "num_max_checkpoints": 1}
-LOSSES = {"labels": "listwise_ce", "distilled": "listwise_kl"}
 
 
 @dataclass(frozen=True)
@@ -80,9 +75,9 @@ def distil(
     from rankery.training.run import train
 
     paths, output = expand_paths(data), Path(output)
-    settings = {kind: _settings(kind, config, overrides or {}, paths, str(student), output) for kind in STUDENTS}
-    configs = {kind: load_config(config, values) for kind, values in settings.items()}
-    check_unchanged(configs)
+    scored = output / SCORED_FILE
+    configs = student_configs(str(student), config, overrides or {}, paths, scored, output)
+    for_both(lambda kind: check_unchanged(configs[kind]))
     labels = LabelRange(configs["labels"].min_label, configs["labels"].max_label)
     held_out = expand_paths(val)
     check_records(held_out, labels)
@@ -90,7 +85,6 @@ def distil(
     records = list(read_records(held_out, labels))
     scorer = open_reranker(teacher, prompt)
     _claim(output, paths, scorer, str(student))
-    scored = output / SCORED_FILE
     if not scored.is_file():
         print(f"1/4 {teacher} scores the training data", flush=True)
         score_file([Teacher(scorer)], paths, scored, store=Path(store) if store else None)
@@ -110,57 +104,6 @@ def distil(
     table = comparison(rows)
     (output / "comparison.json").write_text(json.dumps(_plain(rows), indent=1) + "\n")
     return table
-
-
-def _settings(
-    kind: str,
-    config: str | Path | None,
-    overrides: Mapping[str, Any],
-    paths: Sequence[Path],
-    student: str,
-    output: Path,
-) -> dict[str, Any]:
-    """What replaces the configuration file's keys in one of the trainings."""
-    prefixes = tuple(f"{name}." for name in STUDENTS)
-    common = {key: value for key, value in overrides.items() if not key.startswith(prefixes)}
-    own = {key.removeprefix(f"{kind}."): value for key, value in overrides.items() if key.startswith(f"{kind}.")}
-    for name in ("train_dataset", "output_dir", "model_name_or_path", "resume", "overwrite"):
-        if name in {**common, **own}:
-            raise InputError(f"{name} is set, but rankery distil decides it; leave it out")
-    in_file = (
-        load_config(config, {"model_name_or_path": student, "train_dataset": "-", "output_dir": "-"})
-        if config
-        else None
-    )
-    values = {**({} if in_file else {**SETTINGS, "loss_type": LOSSES[kind]}), **common, **own}
-    values |= {"model_name_or_path": student, "output_dir": str(output / kind)}
-    if kind == "labels":
-        return {**values, "train_dataset": list(map(str, paths))}
-    return {**values, "train_dataset": str(output / SCORED_FILE), "min_label": 0.0, "max_label": 1.0}
-
-
-def check_unchanged(configs: Mapping[str, TrainConfig]) -> None:
-    """Whether the trainings that have begun, or are done, were asked for with the same settings.
-
-    Raises:
-        InputError: every setting that has changed.
-    """
-    problems: list[str] = []
-    for kind, config in configs.items():
-        file = Path(config.output_dir) / RUN_FILE
-        run = read_run(file.parent)
-        if run is None:
-            continue
-        changes = {key: (repr(old), repr(new)) for key, (old, new) in changed_keys(config, run).items()}
-        step = config.batch_size * config.gradient_accumulation_steps
-        if step != run["batch"]:
-            changes["batch_size x gradient_accumulation_steps"] = (str(run["batch"]), str(step))
-        problems += [
-            f"{STUDENTS[kind]}: {key} was {old} in {file}, got {new}; keep it, or choose another --output"
-            for key, (old, new) in changes.items()
-        ]
-    if problems:
-        raise InputError(problems)
 
 
 def _claim(output: Path, paths: Sequence[Path], teacher: Reranker, student: str) -> None:

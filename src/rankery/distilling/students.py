@@ -1,0 +1,101 @@
+"""The two trainings of a distillation: their settings, and whether they can be what was asked for.
+
+Contract: both train the same base with the same settings unless told, one on the labels, the other on a teacher's scores; what is
+wrong with either is said at once, with its name where the other is right. Rejected: a configuration of our own for both, which
+would be a second list of keys to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rankery.config import TrainConfig, load_config
+from rankery.config_yaml import read_yaml
+from rankery.errors import InputError
+from rankery.training.output import RUN_FILE, changed_keys, read_run
+
+T = TypeVar("T")
+STUDENTS = {"labels": "student, labels", "distilled": "student, distilled"}
+# What holds unless the file or the command line says something else; what a training learns from differs.
+SETTINGS: dict[str, Any] = {"best_metric": None, "save_on_epoch_end": True, "num_max_checkpoints": 1}
+LOSSES = {"labels": "listwise_ce", "distilled": "listwise_kl"}
+DECIDED = ("train_dataset", "output_dir", "model_name_or_path", "resume", "overwrite")
+
+
+def student_configs(
+    student: str,
+    config: str | Path | None,
+    overrides: Mapping[str, Any],
+    data: Sequence[Path],
+    scores: Path,
+    output: Path,
+) -> dict[str, TrainConfig]:
+    """The configuration of each training: our defaults, then the file, then overrides: KEY for both, KIND.KEY for one.
+
+    Raises:
+        InputError: everything that is wrong with either; a key that a distillation decides.
+    """
+    prefixes = tuple(f"{kind}." for kind in STUDENTS)
+    common = {key: value for key, value in overrides.items() if not key.startswith(prefixes)}
+    if decided := [key for key in overrides if key.rpartition(".")[2] in DECIDED]:
+        raise InputError([f"{key} is set, but rankery distil decides it; leave it out" for key in decided])
+    named = set(read_yaml(Path(config))[0]) if config else set()
+
+    def configured(kind: str) -> TrainConfig:
+        defaults = {**SETTINGS, "loss_type": LOSSES[kind]}
+        own = {key.removeprefix(f"{kind}."): value for key, value in overrides.items() if key.startswith(f"{kind}.")}
+        values = {key: value for key, value in defaults.items() if key not in named} | common
+        if kind == "labels":
+            values["train_dataset"] = list(map(str, data))
+        else:
+            values |= {"train_dataset": str(scores), "min_label": 0.0, "max_label": 1.0}
+        values |= {"model_name_or_path": student, "output_dir": str(output / kind), "resume": False, "overwrite": False}
+        return load_config(config, values | own)
+
+    return for_both(configured)
+
+
+def for_both(work: Callable[[str], T]) -> dict[str, T]:
+    """The work's result for each kind of student.
+
+    Raises:
+        InputError: what is wrong for either; once, and without a name, where it is wrong for both.
+    """
+    results: dict[str, T] = {}
+    problems: dict[str, list[str]] = {}  # the kinds for which each is one
+    for kind in STUDENTS:
+        try:
+            results[kind] = work(kind)
+        except InputError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(kind)
+    if problems:
+        raise InputError(
+            [problem if len(kinds) > 1 else f"{STUDENTS[kinds[0]]}: {problem}" for problem, kinds in problems.items()]
+        )
+    return results
+
+
+def check_unchanged(config: TrainConfig) -> None:
+    """Whether a training that has begun, or is done, was asked for with the same settings.
+
+    Raises:
+        InputError: every setting that has changed.
+    """
+    file = Path(config.output_dir) / RUN_FILE
+    run = read_run(file.parent)
+    if run is None:
+        return
+    changes = {key: (repr(old), repr(new)) for key, (old, new) in changed_keys(config, run).items()}
+    step = config.batch_size * config.gradient_accumulation_steps
+    if step != run["batch"]:
+        changes["batch_size x gradient_accumulation_steps"] = (str(run["batch"]), str(step))
+    if changes:
+        raise InputError(
+            [
+                f"{key} was {old} in {file}, got {new}; keep it, or choose another --output"
+                for key, (old, new) in changes.items()
+            ]
+        )
