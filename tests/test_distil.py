@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_data, write_rows
+import yaml
+from conftest import ROOT, WORDS, make_data, write_rows
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
 from rankery.config import TrainConfig
 from rankery.distilling import compare
 from rankery.distilling import teacher as teacher_module
+from rankery.distilling.compare import distil
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.distilling.students import STUDENTS, student_configs
 from rankery.distilling.teacher import Teacher, score_file
@@ -257,6 +259,26 @@ def test_distillation_compares_teacher_and_students(
     assert "other data or models" in capsys.readouterr().err
     assert main([*words, "output_dir=x"]) == 2
     assert "output_dir is set" in capsys.readouterr().err
+
+
+def test_relevant_above_is_for_the_comparison(config: dict, model: Path, tmp_path: Path) -> None:
+    grades = [3, 1, 0]
+    rows = [
+        {"query": f"{word} sun", "pos": [f"{word} sea", f"{word} sun", "moon"], "pos_scores": grades}
+        for word in WORDS[:6]
+    ]
+    train_file, val = (
+        write_rows(tmp_path / "graded.jsonl", rows[:3]),
+        write_rows(tmp_path / "graded_val.jsonl", rows[3:]),
+    )
+    settings = {"max_label": 3, "relevant_above": 1, "epochs": 1, "max_len": 48, "log_with": "none"}
+    out = tmp_path / "distil"
+    distil(model, config["model_name_or_path"], train_file, val, out, overrides=settings)
+    found = json.loads((out / "comparison.json").read_text())
+    # BM25 has the document of grade 1 first, which then is not relevant, and that of grade 3 second.
+    assert found["BM25"]["metrics"]["MRR@10"] == 0.5
+    kept = {kind: yaml.safe_load((out / kind / "config.yaml").read_text()) for kind in STUDENTS}
+    assert [kept[kind]["relevant_above"] for kind in STUDENTS] == [1, None]
 
 
 def students(config: str | Path | None = None, **overrides: object) -> dict[str, TrainConfig]:

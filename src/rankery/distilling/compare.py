@@ -36,6 +36,21 @@ KEPT = "nDCG@10"  # the metric that the share kept is told in
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The queries that systems are compared on, and which of their labels count as relevant."""
+
+    records: Sequence[QueryRecord]
+    min_label: float
+    relevant_above: float | None
+
+    def by_query(self, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics of scores [P]: name -> value of each query, [Q]."""
+        return per_query_metrics(
+            pairs_of(self.records), scores, min_label=self.min_label, relevant_above=self.relevant_above
+        )
+
+
+@dataclass(frozen=True)
 class Measured:
     """One system on the held-out queries."""
 
@@ -79,19 +94,20 @@ def distil(
     configs = student_configs(str(student), config, overrides or {}, paths, scored, output)
     for_both(lambda kind: check_unchanged(configs[kind]))
     labels = LabelRange(configs["labels"].min_label, configs["labels"].max_label)
-    held_out = expand_paths(val)
-    check_records(held_out, labels)
+    check_records(expand_paths(val), labels)
     check_records(paths, labels)
-    records = list(read_records(held_out, labels))
+    held_out = HeldOut(
+        list(read_records(expand_paths(val), labels)), labels.min_label, configs["labels"].relevant_above
+    )
     scorer = open_reranker(teacher, prompt)
     _claim(output, paths, scorer, str(student))
     if not scored.is_file():
         print(f"1/4 {teacher} scores the training data", flush=True)
         score_file([Teacher(scorer)], paths, scored, store=Path(store) if store else None)
     rows = {
-        "random order": Measured(per_query(records, random_scores(records), labels)),
-        "BM25": Measured(per_query(records, bm25_scores(records), labels)),
-        "teacher": measure(scorer, records, labels),
+        "random order": Measured(held_out.by_query(random_scores(held_out.records))),
+        "BM25": Measured(held_out.by_query(bm25_scores(held_out.records))),
+        "teacher": measure(scorer, held_out),
     }
     del scorer
     for step, (kind, name) in enumerate(STUDENTS.items(), 2):
@@ -99,7 +115,7 @@ def distil(
         folder = output / kind / "model"
         if not folder.is_dir():
             folder = train(configs[kind], resume=(output / kind / "run.json").is_file())
-        rows[name] = measure(open_reranker(folder), records, labels)
+        rows[name] = measure(open_reranker(folder), held_out)
     print("4/4 comparison\n", flush=True)
     table = comparison(rows)
     (output / "comparison.json").write_text(json.dumps(_plain(rows), indent=1) + "\n")
@@ -126,13 +142,9 @@ def _claim(output: Path, paths: Sequence[Path], teacher: Reranker, student: str)
     write_whole(mark, json.dumps(made_of).encode())
 
 
-def per_query(records: Sequence[QueryRecord], scores: np.ndarray, labels: LabelRange) -> dict[str, np.ndarray]:
-    return per_query_metrics(pairs_of(records), scores, min_label=labels.min_label)
-
-
-def measure(reranker: Reranker, records: Sequence[QueryRecord], labels: LabelRange) -> Measured:
-    """Quality on the records, size, and speed of that scoring (the first few pairs warm up)."""
-    pairs = [(record.query, document) for record in records for document in record.documents]
+def measure(reranker: Reranker, held_out: HeldOut) -> Measured:
+    """Quality on the queries, size, and speed of that scoring (the first few pairs warm up)."""
+    pairs = [(record.query, document) for record in held_out.records for document in record.documents]
     reranker.compute_score(pairs[:32])
     begun = time.perf_counter()
     logits = reranker.compute_score(pairs, show_progress=sys.stderr.isatty())
@@ -140,7 +152,7 @@ def measure(reranker: Reranker, records: Sequence[QueryRecord], labels: LabelRan
         torch.cuda.synchronize()
     rate = len(pairs) / (time.perf_counter() - begun)
     parameters = sum(parameter.numel() for parameter in reranker.model.parameters())
-    return Measured(per_query(records, reranker.rank_scores(logits).numpy(), labels), parameters, rate)
+    return Measured(held_out.by_query(reranker.rank_scores(logits).numpy()), parameters, rate)
 
 
 def comparison(rows: Mapping[str, Measured]) -> str:

@@ -21,6 +21,7 @@ STUDENTS = {"labels": "student, labels", "distilled": "student, distilled"}
 # What holds unless the file or the command line says something else; what a training learns from differs.
 SETTINGS: dict[str, Any] = {"best_metric": None, "save_on_epoch_end": True, "num_max_checkpoints": 1}
 LOSSES = {"labels": "listwise_ce", "distilled": "listwise_kl"}
+OF_SCORES = {"min_label": 0.0, "max_label": 1.0, "relevant_above": None}  # whatever the labels are like
 DECIDED = ("train_dataset", "output_dir", "model_name_or_path", "resume", "overwrite")
 
 
@@ -50,7 +51,7 @@ def student_configs(
         if kind == "labels":
             values["train_dataset"] = list(map(str, data))
         else:
-            values |= {"train_dataset": str(scores), "min_label": 0.0, "max_label": 1.0}
+            values |= {"train_dataset": str(scores), **OF_SCORES}
         values |= {"model_name_or_path": student, "output_dir": str(output / kind), "resume": False, "overwrite": False}
         return load_config(config, values | own)
 
