@@ -256,7 +256,7 @@ def test_distillation_compares_teacher_and_students(
     other = tmp_path / "other"
     CrossEncoder.from_pretrained(bert, seed=2, max_len=48).save_pretrained(other)
     assert main([*words, "--teacher", str(other)]) == 2
-    assert "other data or models" in capsys.readouterr().err
+    assert "other data or another teacher" in capsys.readouterr().err
     assert main([*words, "output_dir=x"]) == 2
     assert "output_dir is set" in capsys.readouterr().err
 
@@ -312,6 +312,59 @@ def test_what_is_wrong_with_both_is_said_once() -> None:
     ]
     with pytest.raises(InputError, match="resume is set, but rankery distil decides it"):
         students(labels__resume=True)
+
+
+def test_students_are_checked_before_the_teacher_scores(
+    config: dict, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, student = tmp_path / "distil", config["model_name_or_path"]
+    monkeypatch.chdir(ROOT)  # whose recipes name files
+
+    def said(student: str = student, data: Path = Path(config["train_dataset"]), **settings: object) -> list[str]:
+        file = settings.pop("file", None)
+        overrides = {"max_len": 48, **{key.replace("__", "."): value for key, value in settings.items()}}
+        with pytest.raises(InputError) as caught:
+            distil(model, student, data, config["val_dataset"], out, config=file, overrides=overrides)
+        assert not out.exists()
+        return caught.value.problems
+
+    (problem,) = said("./misspelt")
+    assert problem == "model_name_or_path is './misspelt'; there is no such folder"
+    (problem,) = said(file="config/training_listwise.yaml")
+    assert problem.startswith(
+        "student, distilled: the teacher's scores: label 0.2 is a score, but loss_type listwise_ce"
+    )
+    assert problem.endswith("use listwise_kl for scores (distilled.KEY=VALUE is for this training alone)")
+    single = write_rows(tmp_path / "single.jsonl", [{"query": word, "pos": [word]} for word in WORDS[:4]])
+    labels, distilled = said(data=single)
+    assert "student, labels: loss_type listwise_ce finds nothing to learn" in labels
+    assert "student, distilled: loss_type listwise_kl finds nothing to learn in the teacher's scores" in distilled
+    assert len(said(data=single, labels__loss_type="point_ce")) == 1
+
+
+def test_scores_are_there_for_another_student(
+    config: dict,
+    bert: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def stopped(*_: object, **__: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankery.training.run.train", stopped)
+    for student in (bert, model):
+        with pytest.raises(KeyboardInterrupt):
+            distil(
+                model,
+                student,
+                config["train_dataset"],
+                config["val_dataset"],
+                tmp_path / "out",
+                overrides={"max_len": 48},
+            )
+    assert capsys.readouterr().out.count("scores the training data") == 1
 
 
 def test_settings_may_follow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

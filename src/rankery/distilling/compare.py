@@ -22,13 +22,13 @@ import torch
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, QueryRecord, check_records, read_records
 from rankery.distilling.store import teacher_digest
-from rankery.distilling.students import STUDENTS, check_unchanged, for_both, student_configs
+from rankery.distilling.students import STUDENTS, check_students, student_configs
 from rankery.distilling.teacher import Teacher, fingerprint, score_file, write_whole
 from rankery.errors import InputError
 from rankery.evaluation.baselines import bm25_scores, random_scores
 from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
 from rankery.evaluation.runs import pairs_of
-from rankery.models.opening import open_reranker
+from rankery.models.opening import check_model, open_reranker
 from rankery.models.reranker import Reranker
 
 SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
@@ -92,15 +92,16 @@ def distil(
     paths, output = expand_paths(data), Path(output)
     scored = output / SCORED_FILE
     configs = student_configs(str(student), config, overrides or {}, paths, scored, output)
-    for_both(lambda kind: check_unchanged(configs[kind]))
     labels = LabelRange(configs["labels"].min_label, configs["labels"].max_label)
     check_records(expand_paths(val), labels)
     check_records(paths, labels)
+    check_model(teacher)
+    check_students(configs, paths)
     held_out = HeldOut(
         list(read_records(expand_paths(val), labels)), labels.min_label, configs["labels"].relevant_above
     )
     scorer = open_reranker(teacher, prompt)
-    _claim(output, paths, scorer, str(student))
+    _claim(output, fingerprint(paths, [Teacher(scorer)], [teacher_digest(scorer)]))
     if not scored.is_file():
         print(f"1/4 {teacher} scores the training data", flush=True)
         score_file([Teacher(scorer)], paths, scored, store=Path(store) if store else None)
@@ -122,18 +123,17 @@ def distil(
     return table
 
 
-def _claim(output: Path, paths: Sequence[Path], teacher: Reranker, student: str) -> None:
-    """Makes the folder, or takes up one that was begun with the same data, teacher and student.
+def _claim(output: Path, made_of: Mapping[str, object]) -> None:
+    """Makes the folder, or takes up one whose scores were begun with the same data and teacher.
 
     Raises:
         InputError: another distillation, or something else, is there.
     """
-    made_of = {**fingerprint(paths, [Teacher(teacher)], [teacher_digest(teacher)]), "student": student}
     mark = output / MARK_FILE
     if mark.is_file():
         if json.loads(mark.read_text()) != made_of:
             raise InputError(
-                f"output is {output}, which holds a distillation of other data or models; choose another folder"
+                f"output is {output}, which holds a distillation of other data or another teacher; choose another folder"
             )
         return
     if output.is_file() or (output.is_dir() and any(output.iterdir())):

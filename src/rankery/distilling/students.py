@@ -7,14 +7,22 @@ would be a second list of keys to keep.
 
 from __future__ import annotations
 
+import json
+import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from rankery.config import TrainConfig, load_config
 from rankery.config_yaml import read_yaml
+from rankery.data.records import ANY_LABEL, read_records
+from rankery.distilling.teacher import blocks_of
 from rankery.errors import InputError
 from rankery.training.output import RUN_FILE, changed_keys, read_run
+from rankery.training.run import rehearsal
 
 T = TypeVar("T")
 STUDENTS = {"labels": "student, labels", "distilled": "student, distilled"}
@@ -74,29 +82,64 @@ def for_both(work: Callable[[str], T]) -> dict[str, T]:
                 problems.setdefault(problem, []).append(kind)
     if problems:
         raise InputError(
-            [problem if len(kinds) > 1 else f"{STUDENTS[kinds[0]]}: {problem}" for problem, kinds in problems.items()]
+            [
+                f"{STUDENTS[kinds[0]]}: {problem} ({kinds[0]}.KEY=VALUE is for this training alone)"
+                if len(kinds) == 1
+                else problem
+                for problem, kinds in problems.items()
+            ]
         )
     return results
 
 
-def check_unchanged(config: TrainConfig) -> None:
-    """Whether a training that has begun, or is done, was asked for with the same settings.
+def check_students(configs: Mapping[str, TrainConfig], data: Sequence[Path]) -> None:
+    """Whether both can be trained; writes nothing that stays, but tokens into the cache.
+
+    A training that has begun has to be asked for as it was then. Of the others everything is built that a first step needs; where
+    the teacher's scores are not there yet, of scores that stand in for them.
 
     Raises:
-        InputError: every setting that has changed.
+        InputError: everything that has changed, or is wrong with either.
     """
-    file = Path(config.output_dir) / RUN_FILE
-    run = read_run(file.parent)
-    if run is None:
-        return
+    begun = {kind: read_run(Path(config.output_dir)) for kind, config in configs.items()}
+    changed = [
+        f"{STUDENTS[kind]}: {change}; keep it, or choose another --output"
+        for kind, run in begun.items()
+        if run is not None
+        for change in _changes(configs[kind], run)
+    ]
+    if changed:
+        raise InputError(changed)
+    with tempfile.TemporaryDirectory() as folder:
+        for_both(lambda kind: None if begun[kind] else _rehearse(configs[kind], data, Path(folder)))
+
+
+def _changes(config: TrainConfig, run: dict[str, Any]) -> list[str]:
+    """What of a training is not as in the run that it would go on with, or take the model of."""
     changes = {key: (repr(old), repr(new)) for key, (old, new) in changed_keys(config, run).items()}
     step = config.batch_size * config.gradient_accumulation_steps
     if step != run["batch"]:
         changes["batch_size x gradient_accumulation_steps"] = (str(run["batch"]), str(step))
-    if changes:
-        raise InputError(
-            [
-                f"{key} was {old} in {file}, got {new}; keep it, or choose another --output"
-                for key, (old, new) in changes.items()
-            ]
-        )
+    file = Path(config.output_dir) / RUN_FILE
+    return [f"{key} was {old} in {file}, got {new}" for key, (old, new) in changes.items()]
+
+
+def _rehearse(config: TrainConfig, data: Sequence[Path], folder: Path) -> None:
+    stand_in, changes = folder / "scores.jsonl", {}
+    if isinstance(config.train_dataset, str) and not Path(config.train_dataset).is_file():
+        _write_stand_in(data, stand_in)
+        changes = {"train_dataset": str(stand_in), "dataset_cache_dir": str(folder)}
+    try:
+        with rehearsal(config, **changes):
+            pass
+    except InputError as error:
+        place = re.compile(rf"{re.escape(str(stand_in))}(:\d+)?")
+        raise InputError([place.sub("the teacher's scores", problem) for problem in error.problems]) from None
+
+
+def _write_stand_in(data: Sequence[Path], file: Path) -> None:
+    """Scores as a teacher gives them, of the query with the most documents: enough to learn from if any query is."""
+    rows = (row for block in blocks_of(read_records(data, ANY_LABEL)) for row in block)
+    query, documents = max(rows, key=lambda row: len(row[1]))
+    scores = np.linspace(0, 1, len(documents) + 2)[1:-1].tolist()
+    file.write_text(json.dumps({"query": query, "pos": documents, "pos_scores": scores}) + "\n")

@@ -7,7 +7,9 @@ that does all three, which cannot be tested apart.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,3 +165,19 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         resolved, engine, reranker, model, optimizer, objective, data["train"], data.get("val"),
         plan, Path(config.output_dir), run_info["run_id"], start, summary, parameters,
     )  # fmt: skip
+
+
+@contextmanager
+def rehearsal(config: TrainConfig, **changes: Any) -> Iterator[Run]:
+    """A run that is checked and built, and that nobody trains: its folder is thrown away afterwards.
+
+    Args:
+        config: of the training.
+        changes: keys that replace those of `config`.
+
+    Raises:
+        InputError: as `train`, but for the output folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        aside = config.model_copy(update={"output_dir": f"{folder}/run", "resume": False, **changes})
+        yield begin(aside)

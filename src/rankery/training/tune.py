@@ -9,7 +9,6 @@ different cuts in different runs.
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +20,7 @@ import torch
 from rankery.config import key_places, load_config
 from rankery.errors import InputError
 from rankery.models.budget import keep_large_blocks
-from rankery.training.run import Run, begin
+from rankery.training.run import Run, rehearsal
 from rankery.training.step import backward, step_batches
 from rankery.training.tuned import tuned_file, tuned_key, write_tuned
 
@@ -43,19 +42,12 @@ def tune(config: str | Path | Mapping[str, Any], say: Callable[[str], None] = pr
     """
     parsed = load_config(config, overrides)
     keep_large_blocks()
-    with tempfile.TemporaryDirectory() as folder:
-        free = {
-            "output_dir": f"{folder}/run",
-            "resume": False,
-            "val_dataset": None,
-            "log_with": "none",
-            "patience": None,
-        }
-        try:
-            run = begin(parsed.model_copy(update={**free, "token_budget": SMALLEST}))
-        except InputError as error:
-            raise error.placed(key_places(config, overrides)) from error
-        measured = measure(run)
+    free: dict[str, Any] = {"val_dataset": None, "log_with": "none", "patience": None, "token_budget": SMALLEST}
+    try:
+        with rehearsal(parsed, **free) as run:
+            measured = measure(run)
+    except InputError as error:
+        raise error.placed(key_places(config, overrides)) from error
     if not measured:
         raise InputError(f"a micro-batch of {SMALLEST} tokens does not fit into memory; set a smaller max_len")
     chosen = fastest(measured)
