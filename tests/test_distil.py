@@ -241,7 +241,7 @@ def test_distillation_compares_teacher_and_students(
     assert "loss_type: point_ce" in (out / "labels" / "config.yaml").read_text()
     # Again: nothing is done twice.
     assert main(words) == 0
-    assert "scores the training data" not in capsys.readouterr().out
+    assert "scores of the training data" not in capsys.readouterr().out
     # Other settings, which the models there were not trained with: refused. What changes no model may differ.
     assert main([*words, "log_interval=5", "lr=1e-4", "labels.loss_type=point_mse"]) == 2
     loss, rate = sorted(capsys.readouterr().err.splitlines())
@@ -364,7 +364,35 @@ def test_scores_are_there_for_another_student(
                 tmp_path / "out",
                 overrides={"max_len": 48},
             )
-    assert capsys.readouterr().out.count("scores the training data") == 1
+    assert capsys.readouterr().out.count("scores of the training data") == 1
+
+
+def test_several_teachers_teach_as_they_score(config: dict, bert: Path, model: Path, tmp_path: Path) -> None:
+    second, out, scored = tmp_path / "second", tmp_path / "out", tmp_path / "scored.jsonl"
+    CrossEncoder.from_pretrained(bert, seed=2, max_len=48).save_pretrained(second)
+    teachers = ["--weight", "2", "--weight", "1", "--temperature", "1", "--temperature", "3", "--dtype", "bfloat16"]
+    teachers += ["--device", "cpu"]
+    data = ["--data", config["train_dataset"]]
+    assert (
+        main(["score", "--model", str(model), "--model", str(second), *teachers, *data, "--output", str(scored)]) == 0
+    )
+    words = [
+        "distil",
+        "--teacher",
+        str(model),
+        "--teacher",
+        str(second),
+        *teachers,
+        *data,
+        "--val",
+        config["val_dataset"],
+    ]
+    words += ["--student", str(bert), "--output", str(out), "max_len=48", "log_with=none"]
+    assert main(words) == 0
+    assert (out / "teacher_scores.jsonl").read_bytes() == scored.read_bytes()
+    found = json.loads((out / "comparison.json").read_text())
+    size = sum(parameter.numel() for parameter in CrossEncoder.from_pretrained(model).model.parameters())
+    assert [found[name]["parameters"] for name in ("teacher", "student, distilled")] == [2 * size, size]
 
 
 def test_settings_may_follow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

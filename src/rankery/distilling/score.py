@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rankery.data.files import expand_paths
 from rankery.distilling.teacher import Teacher, check_output, score_file
@@ -52,18 +53,37 @@ def score(
             half a run of other data or teachers.
     """
     named = [models] if isinstance(models, (str, Path)) else list(models)
-    for name, values in (("weight", weights), ("temperature", temperatures)):
-        if values is not None and (len(values) != len(named) or not all(value > 0 for value in values)):
-            raise InputError(f"{name} is {list(values)}; expected one number above 0 for each of {len(named)} models")
+    check_shares(len(named), weights, temperatures)
     paths, group = expand_paths(data), group or Group()
     if group.process == 0:
         check_output(Path(output), paths, overwrite)
-    ones = [1.0] * len(named)
-    teachers = [
-        Teacher(open_reranker(model, prompt, device=device, dtype=dtype), weight, temperature)
-        for model, weight, temperature in zip(named, weights or ones, temperatures or ones, strict=True)
-    ]
+    teachers = open_teachers(named, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
     return score_file(
         teachers, paths, Path(output), overwrite=overwrite, store=Path(store) if store else None, process=group.process,
         processes=group.processes, meet=group.meet,
     )  # fmt: skip
+
+
+def check_shares(models: int, weights: Sequence[float] | None, temperatures: Sequence[float] | None) -> None:
+    """Whether there is one number above 0 for each model.
+
+    Raises:
+        InputError: there is not.
+    """
+    for name, values in (("weight", weights), ("temperature", temperatures)):
+        if values is not None and (len(values) != models or not all(value > 0 for value in values)):
+            raise InputError(f"{name} is {list(values)}; expected one number above 0 for each of {models} models")
+
+
+def open_teachers(
+    models: Sequence[str | Path],
+    weights: Sequence[float] | None = None,
+    temperatures: Sequence[float] | None = None,
+    **options: Any,
+) -> list[Teacher]:
+    """The models as teachers; `options` as for `open_reranker`."""
+    ones = [1.0] * len(models)
+    return [
+        Teacher(open_reranker(model, **options), weight, temperature)
+        for model, weight, temperature in zip(models, weights or ones, temperatures or ones, strict=True)
+    ]

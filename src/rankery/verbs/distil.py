@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from glob import glob
 
+from rankery.verbs.options import model_options
+
 SETTING = re.compile(r"\w[\w.]*=")
 
 
@@ -15,14 +17,18 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "distil", help="teach a small model", description="Score with a teacher, train a student, compare."
     )
-    parser.add_argument("--teacher", required=True, metavar="DIR")
+    parser.add_argument("--teacher", required=True, action="append", metavar="DIR", help="several are averaged")
     parser.add_argument("--student", required=True, metavar="DIR", help="base model")
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="training data with labels")
     parser.add_argument("--val", required=True, nargs="+", metavar="FILE", help="held-out data with labels")
     parser.add_argument("--output", default="output/distil", metavar="DIR", help="default: output/distil")
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings of both trainings")
-    parser.add_argument("--prompt", metavar="NAME", help="preset to ask the teacher with (see docs/prompts.md)")
+    parser.add_argument("--weight", type=float, action="append", metavar="W", help="of each --teacher (default 1)")
+    parser.add_argument(
+        "--temperature", type=float, action="append", metavar="T", help="divides each --teacher's logits"
+    )
     parser.add_argument("--store", metavar="FILE", help="keeps teacher scores by content")
+    model_options(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings; labels.key and distilled.key are for one training"
     )
@@ -40,7 +46,11 @@ def _run(arguments: argparse.Namespace) -> None:
         data,
         val,
         arguments.output,
+        weights=arguments.weight,
+        temperatures=arguments.temperature,
         prompt=arguments.prompt,
+        device=arguments.device,
+        dtype=arguments.dtype,
         config=arguments.config,
         overrides=parse_overrides([*of_data, *of_val, *arguments.overrides]),
         store=arguments.store,
