@@ -284,7 +284,9 @@ def test_relevant_above_is_for_the_comparison(config: dict, model: Path, tmp_pat
 def students(config: str | Path | None = None, **overrides: object) -> dict[str, TrainConfig]:
     """The configurations of both trainings."""
     keys = {key.replace("__", "."): value for key, value in overrides.items()}
-    return student_configs("base", config, keys, [Path("train.jsonl")], Path("out/scores.jsonl"), Path("out"))
+    return student_configs(
+        "base", config, keys, {"labels": [Path("a.jsonl")], "distilled": [Path("b.jsonl")]}, Path("out")
+    )
 
 
 def test_a_file_replaces_what_it_names(tmp_path: Path) -> None:
@@ -320,17 +322,16 @@ def test_students_are_checked_before_the_teacher_scores(
     out, student = tmp_path / "distil", config["model_name_or_path"]
     monkeypatch.chdir(ROOT)  # whose recipes name files
 
-    def said(student: str = student, data: Path = Path(config["train_dataset"]), **settings: object) -> list[str]:
-        file = settings.pop("file", None)
-        overrides = {"max_len": 48, **{key.replace("__", "."): value for key, value in settings.items()}}
+    def said(student: str = student, data: str = config["train_dataset"], **changes: object) -> list[str]:
+        options = {"teacher": model, "overrides": {"max_len": 48}, **changes}
         with pytest.raises(InputError) as caught:
-            distil(model, student, data, config["val_dataset"], out, config=file, overrides=overrides)
+            distil(student=student, data=data, val=config["val_dataset"], output=out, **options)
         assert not out.exists()
         return caught.value.problems
 
     (problem,) = said("./misspelt")
     assert problem == "model_name_or_path is './misspelt'; there is no such folder"
-    (problem,) = said(file="config/training_listwise.yaml")
+    (problem,) = said(config="config/training_listwise.yaml")
     assert problem.startswith(
         "student, distilled: the teacher's scores: label 0.2 is a score, but loss_type listwise_ce"
     )
@@ -339,7 +340,15 @@ def test_students_are_checked_before_the_teacher_scores(
     labels, distilled = said(data=single)
     assert "student, labels: loss_type listwise_ce finds nothing to learn" in labels
     assert "student, distilled: loss_type listwise_kl finds nothing to learn in the teacher's scores" in distilled
-    assert len(said(data=single, labels__loss_type="point_ce")) == 1
+    assert len(said(data=single, overrides={"max_len": 48, "labels.loss_type": "point_ce"})) == 1
+    scored = write_rows(tmp_path / "scored.jsonl", [{"query": "sun", "pos": ["sea", "sun"], "pos_scores": [0.5, 7]}])
+    (problem,) = said(scores=scored)
+    assert problem.startswith(f"student, distilled: {scored}:1:")
+    assert said(scores=scored, store=tmp_path / "store") == [
+        f"store is {tmp_path / 'store'}, but the scores are given; leave one of them out"
+    ]
+    assert "neither a teacher nor scores" in said(teacher=None)[0]
+    assert "no teacher is asked" in said(teacher=None, scores=scored, prompt="qwen3-reranker")[0]
 
 
 def test_scores_are_there_for_another_student(
@@ -391,6 +400,23 @@ def test_several_teachers_teach_as_they_score(config: dict, bert: Path, model: P
     assert main(words) == 0
     assert (out / "teacher_scores.jsonl").read_bytes() == scored.read_bytes()
     found = json.loads((out / "comparison.json").read_text())
+    # The scores alone, in another folder: the same student, but no teacher to be compared with.
+    words = [
+        "distil",
+        "--scores",
+        str(scored),
+        "max_len=48",
+        *data,
+        "--val",
+        config["val_dataset"],
+        "--student",
+        str(bert),
+    ]
+    assert main([*words, "--output", str(tmp_path / "again"), "log_with=none"]) == 0
+    again = json.loads((tmp_path / "again" / "comparison.json").read_text())
+    assert list(again) == ["random order", "BM25", *STUDENTS.values()]
+    student = "distilled/model/model.safetensors"
+    assert (tmp_path / "again" / student).read_bytes() == (out / student).read_bytes()
     size = sum(parameter.numel() for parameter in CrossEncoder.from_pretrained(model).model.parameters())
     assert [found[name]["parameters"] for name in ("teacher", "student, distilled")] == [2 * size, size]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankery.data.files import expand_paths
+from rankery.data.files import content_digest, expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.distilling.measured import HeldOut, Measured, comparison, measure, plain
 from rankery.distilling.score import check_shares, open_teachers
@@ -28,12 +28,13 @@ SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
 
 
 def distil(
-    teacher: str | Path | Sequence[str | Path],
+    teacher: str | Path | Sequence[str | Path] | None,
     student: str | Path,
     data: str | Path | Sequence[str | Path],
     val: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
+    scores: str | Path | Sequence[str | Path] = (),
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
     prompt: str | None = None,
@@ -46,11 +47,12 @@ def distil(
     """Scores `data` with the teacher, trains the student on labels and on scores, compares; returns the table.
 
     Args:
-        teacher: model folder, hub name or GGUF file; several are averaged, as by `rankery.score`.
+        teacher: model folder, hub name or GGUF file; several are averaged, as by `rankery.score`. None: `scores` alone.
         student: base model of both trainings.
         data: training files with labels.
         val: held-out files with labels, that only the comparison reads.
         output: folder; a run that was stopped goes on there.
+        scores: files with a teacher's scores of the training data, where they are there already; `teacher` is then only measured.
         weights: one number above 0 for each teacher; None: all count alike.
         temperatures: what each teacher's logits are divided by; None: 1.
         prompt: preset for a teacher that rankery has not saved.
@@ -65,11 +67,12 @@ def distil(
     """
     from rankery.training.run import train
 
-    teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher)
+    teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher or ())
+    _check_source(teachers, scores, prompt, store)
     check_shares(len(teachers), weights, temperatures)
     paths, output = expand_paths(data), Path(output)
-    scored = output / SCORED_FILE
-    configs = student_configs(str(student), config, overrides or {}, paths, scored, output)
+    scored = expand_paths(scores) if scores else [output / SCORED_FILE]
+    configs = student_configs(str(student), config, overrides or {}, {"labels": paths, "distilled": scored}, output)
     labels = LabelRange(configs["labels"].min_label, configs["labels"].max_label)
     check_records(expand_paths(val), labels)
     check_records(paths, labels)
@@ -80,15 +83,19 @@ def distil(
         list(read_records(expand_paths(val), labels)), labels.min_label, configs["labels"].relevant_above
     )
     opened = open_teachers(teachers, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
-    _claim(output, fingerprint(paths, opened, [teacher_digest(one.reranker) for one in opened]))
-    if not scored.is_file():
+    if scores:
+        _claim(output, {"data": content_digest(paths), "scores": content_digest(scored)})
+    else:
+        _claim(output, fingerprint(paths, opened, [teacher_digest(one.reranker) for one in opened]))
+    if not scored[0].is_file():
         print(f"1/4 {', '.join(map(str, teachers))}: scores of the training data", flush=True)
-        score_file(opened, paths, scored, store=Path(store) if store else None)
+        score_file(opened, paths, scored[0], store=Path(store) if store else None)
     rows = {
         "random order": Measured(held_out.by_query(random_scores(held_out.records))),
         "BM25": Measured(held_out.by_query(bm25_scores(held_out.records))),
-        "teacher": measure(opened, held_out),
     }
+    if opened:
+        rows["teacher"] = measure(opened, held_out)
     del opened
     for step, (kind, name) in enumerate(STUDENTS.items(), 2):
         print(f"{step}/4 {name}: {student}", flush=True)
@@ -102,8 +109,22 @@ def distil(
     return table
 
 
+def _check_source(teachers: Sequence[str | Path], scores: object, prompt: str | None, store: str | Path | None) -> None:
+    """Whether it is said where the teacher's scores come from, and nothing that is not used.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not teachers and not scores:
+        raise InputError("neither a teacher nor scores are given; expected --teacher, or --scores with a file of them")
+    if prompt and not teachers:
+        raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name --teacher")
+    if store and scores:
+        raise InputError(f"store is {store}, but the scores are given; leave one of them out")
+
+
 def _claim(output: Path, made_of: Mapping[str, object]) -> None:
-    """Makes the folder, or takes up one whose scores were begun with the same data and teacher.
+    """Makes the folder, or takes up one whose scores were begun with the same data and teacher, or are the same.
 
     Raises:
         InputError: another distillation, or something else, is there.
@@ -112,7 +133,7 @@ def _claim(output: Path, made_of: Mapping[str, object]) -> None:
     if mark.is_file():
         if json.loads(mark.read_text()) != made_of:
             raise InputError(
-                f"output is {output}, which holds a distillation of other data or another teacher; choose another folder"
+                f"output is {output}, which holds a distillation of other data or another teacher's scores; choose another folder"
             )
         return
     if output.is_file() or (output.is_dir() and any(output.iterdir())):

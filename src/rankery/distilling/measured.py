@@ -69,12 +69,13 @@ def comparison(rows: Mapping[str, Measured]) -> str:
     for name, row in rows.items():
         if row.parameters:
             lines.append(f"{name}: {row.parameters / 1e6:.1f} M parameters, {row.pairs_per_second:.0f} pairs/s here")
-    teacher, labelled, distilled = (rows[name] for name in ("teacher", *STUDENTS.values()))
-    share = means[STUDENTS["distilled"]][KEPT] / means["teacher"][KEPT]
-    lines.append(
-        f"\nthe distilled student keeps {share:.1%} of the teacher's {KEPT}, with 1/{teacher.parameters / distilled.parameters:.1f} "
-        f"of its parameters, at {distilled.pairs_per_second / teacher.pairs_per_second:.1f} times its speed"
-    )
+    labelled, distilled = (rows[name] for name in STUDENTS.values())
+    if "teacher" in rows:
+        teacher, share = rows["teacher"], means[STUDENTS["distilled"]][KEPT] / means["teacher"][KEPT]
+        lines.append(
+            f"\nthe distilled student keeps {share:.1%} of the teacher's {KEPT}, with 1/{teacher.parameters / distilled.parameters:.1f} "
+            f"of its parameters, at {distilled.pairs_per_second / teacher.pairs_per_second:.1f} times its speed"
+        )
     for key in (KEPT, "MAP"):
         if key in distilled.metrics:
             difference = distilled.metrics[key] - labelled.metrics[key]

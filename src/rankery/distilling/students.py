@@ -37,11 +37,17 @@ def student_configs(
     student: str,
     config: str | Path | None,
     overrides: Mapping[str, Any],
-    data: Sequence[Path],
-    scores: Path,
+    files: Mapping[str, Sequence[Path]],
     output: Path,
 ) -> dict[str, TrainConfig]:
     """The configuration of each training: our defaults, then the file, then overrides: KEY for both, KIND.KEY for one.
+
+    Args:
+        student: base model of both.
+        config: YAML file.
+        overrides: keys that replace those of the file.
+        files: what each learns from.
+        output: folder of both.
 
     Raises:
         InputError: everything that is wrong with either; a key that a distillation decides.
@@ -56,11 +62,9 @@ def student_configs(
         defaults = {**SETTINGS, "loss_type": LOSSES[kind]}
         own = {key.removeprefix(f"{kind}."): value for key, value in overrides.items() if key.startswith(f"{kind}.")}
         values = {key: value for key, value in defaults.items() if key not in named} | common
-        if kind == "labels":
-            values["train_dataset"] = list(map(str, data))
-        else:
-            values |= {"train_dataset": str(scores), **OF_SCORES}
-        values |= {"model_name_or_path": student, "output_dir": str(output / kind), "resume": False, "overwrite": False}
+        values |= OF_SCORES if kind == "distilled" else {}
+        values |= {"train_dataset": list(map(str, files[kind])), "output_dir": str(output / kind)}
+        values |= {"model_name_or_path": student, "resume": False, "overwrite": False}
         return load_config(config, values | own)
 
     return for_both(configured)
@@ -126,7 +130,7 @@ def _changes(config: TrainConfig, run: dict[str, Any]) -> list[str]:
 
 def _rehearse(config: TrainConfig, data: Sequence[Path], folder: Path) -> None:
     stand_in, changes = folder / "scores.jsonl", {}
-    if isinstance(config.train_dataset, str) and not Path(config.train_dataset).is_file():
+    if not all(Path(file).is_file() for file in config.train_dataset):
         _write_stand_in(data, stand_in)
         changes = {"train_dataset": str(stand_in), "dataset_cache_dir": str(folder)}
     try:

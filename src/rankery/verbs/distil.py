@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from glob import glob
+from itertools import chain
 
 from rankery.verbs.options import model_options
 
@@ -17,7 +18,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "distil", help="teach a small model", description="Score with a teacher, train a student, compare."
     )
-    parser.add_argument("--teacher", required=True, action="append", metavar="DIR", help="several are averaged")
+    parser.add_argument("--teacher", action="append", metavar="DIR", help="several are averaged")
+    of_scores = "scores of --data that are there already; --teacher is then only measured"
+    parser.add_argument("--scores", nargs="+", default=[], metavar="FILE", help=of_scores)
     parser.add_argument("--student", required=True, metavar="DIR", help="base model")
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="training data with labels")
     parser.add_argument("--val", required=True, nargs="+", metavar="FILE", help="held-out data with labels")
@@ -39,20 +42,22 @@ def _run(arguments: argparse.Namespace) -> None:
     from rankery.config import parse_overrides
     from rankery.distilling.compare import distil
 
-    (data, of_data), (val, of_val) = _parted(arguments.data), _parted(arguments.val)
+    parted = [_parted(words) for words in (arguments.data, arguments.val, arguments.scores)]
+    (data, val, scores), settings = zip(*parted, strict=True)
     table = distil(
         arguments.teacher,
         arguments.student,
         data,
         val,
         arguments.output,
+        scores=scores,
         weights=arguments.weight,
         temperatures=arguments.temperature,
         prompt=arguments.prompt,
         device=arguments.device,
         dtype=arguments.dtype,
         config=arguments.config,
-        overrides=parse_overrides([*of_data, *of_val, *arguments.overrides]),
+        overrides=parse_overrides([*chain(*settings), *arguments.overrides]),
         store=arguments.store,
     )
     print(table)
