@@ -250,7 +250,7 @@ def test_distillation_compares_teacher_and_students(
     assert loss == f"error: student, labels: loss_type was 'point_ce' in {run}, got 'point_mse'; {kept}"
     assert rate == f"error: student, labels: lr was 2e-05 in {run}, got 0.0001; {kept}"
     assert main([*words, "batch_size=8"]) == 2
-    assert "student, distilled: batch_size x gradient_accumulation_steps was 4" in capsys.readouterr().err
+    assert "student, distilled: batch_size x gradient_accumulation_steps x processes was 4" in capsys.readouterr().err
     assert main([*words, "--student", str(model)]) == 2
     assert f"model_name_or_path was {config['model_name_or_path']!r}" in capsys.readouterr().err
     other = tmp_path / "other"
@@ -362,7 +362,7 @@ def test_scores_are_there_for_another_student(
     def stopped(*_: object, **__: object) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rankery.training.run.train", stopped)
+    monkeypatch.setattr(compare, "train", stopped)
     for student in (bert, model):
         with pytest.raises(KeyboardInterrupt):
             distil(
@@ -419,6 +419,34 @@ def test_several_teachers_teach_as_they_score(config: dict, bert: Path, model: P
     assert (tmp_path / "again" / student).read_bytes() == (out / student).read_bytes()
     size = sum(parameter.numel() for parameter in CrossEncoder.from_pretrained(model).model.parameters())
     assert [found[name]["parameters"] for name in ("teacher", "student, distilled")] == [2 * size, size]
+
+
+@pytest.mark.slow
+def test_processes_distil_as_one_does(
+    config: dict, model: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    def distilled(name: str, *words: str) -> Path:
+        models = ["--teacher", str(model), "--student", config["model_name_or_path"], "--output", str(tmp_path / name)]
+        files = ["--data", str(data), "--val", config["val_dataset"]]
+        settings = ["max_len=48", "log_with=none", "hidden_dropout=0", "attention_dropout=0", *words]
+        assert main(["distil", *models, *files, *settings]) == 0
+        return tmp_path / name
+
+    one, two = distilled("one", "batch_size=4"), distilled("two", "batch_size=2", "--processes", "2")
+    assert capfd.readouterr().out.count("engine ddp, 2 processes") == 2
+    assert (one / "teacher_scores.jsonl").read_bytes() == (two / "teacher_scores.jsonl").read_bytes()
+    pairs = [("sun", "sea sun"), ("moon", "sea")]
+    for kind in STUDENTS:
+        a, b = (CrossEncoder.from_pretrained(out / kind / "model").compute_score(pairs) for out in (one, two))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_it_starts_its_processes_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="processes is 0"):
+        distil("t", "s", "a.jsonl", "b.jsonl", tmp_path / "out", processes=0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="run it without the launcher, with --processes 2"):
+        distil("t", "s", "a.jsonl", "b.jsonl", tmp_path / "out")
 
 
 def test_settings_may_follow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

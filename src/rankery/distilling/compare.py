@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankery.config import TrainConfig
 from rankery.data.files import content_digest, expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
+from rankery.distilling.launched import check_processes, score_launched, train_launched
 from rankery.distilling.measured import HeldOut, Measured, comparison, measure, plain
 from rankery.distilling.score import check_shares, open_teachers
 from rankery.distilling.store import teacher_digest
@@ -23,6 +26,8 @@ from rankery.distilling.teacher import fingerprint, score_file, write_whole
 from rankery.errors import InputError
 from rankery.evaluation.baselines import bm25_scores, random_scores
 from rankery.models.opening import check_model
+from rankery.training.output import read_run
+from rankery.training.run import train
 
 SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
 
@@ -43,6 +48,7 @@ def distil(
     config: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     store: str | Path | None = None,
+    processes: int = 1,
 ) -> str:
     """Scores `data` with the teacher, trains the student on labels and on scores, compares; returns the table.
 
@@ -61,12 +67,13 @@ def distil(
         config: YAML file with settings of both trainings.
         overrides: settings that replace them; `labels.KEY` and `distilled.KEY` are for one of the two.
         store: file that keeps teacher scores by content.
+        processes: on this machine, that score and train together; this one measures.
 
     Raises:
         InputError: anything wrong with data, models or settings, before anything is written.
+        ChildProcessError: one of several processes failed, and has said why.
     """
-    from rankery.training.run import train
-
+    check_processes(processes)
     teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher or ())
     _check_source(teachers, scores, prompt, store)
     check_shares(len(teachers), weights, temperatures)
@@ -78,35 +85,53 @@ def distil(
     check_records(paths, labels)
     for name in teachers:
         check_model(name)
-    check_students(configs, paths)
+    check_students(configs, paths, processes)
     held_out = HeldOut(
         list(read_records(expand_paths(val), labels)), labels.min_label, configs["labels"].relevant_above
     )
-    opened = open_teachers(teachers, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
+    opens = partial(open_teachers, teachers, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
+    opened = opens()
     if scores:
         _claim(output, {"data": content_digest(paths), "scores": content_digest(scored)})
     else:
         _claim(output, fingerprint(paths, opened, [teacher_digest(one.reranker) for one in opened]))
     if not scored[0].is_file():
         print(f"1/4 {', '.join(map(str, teachers))}: scores of the training data", flush=True)
-        score_file(opened, paths, scored[0], store=Path(store) if store else None)
+        if processes == 1:
+            score_file(opened, paths, scored[0], store=Path(store) if store else None)
+        else:
+            opened.clear()  # the processes open their own, and need the memory
+            score_launched(
+                processes, paths, scored[0], model=teachers, weight=weights, temperature=temperatures, prompt=prompt,
+                device=device, dtype=dtype, store=store,
+            )  # fmt: skip
     rows = {
         "random order": Measured(held_out.by_query(random_scores(held_out.records))),
         "BM25": Measured(held_out.by_query(bm25_scores(held_out.records))),
     }
-    if opened:
-        rows["teacher"] = measure(opened, held_out)
-    del opened
+    if teachers:
+        rows["teacher"] = measure(opened or opens(), held_out)
+    opened.clear()
     for step, (kind, name) in enumerate(STUDENTS.items(), 2):
         print(f"{step}/4 {name}: {student}", flush=True)
-        folder = output / kind / "model"
-        if not folder.is_dir():
-            folder = train(configs[kind], resume=(output / kind / "run.json").is_file())
-        rows[name] = measure(open_teachers([folder], device=device, dtype=dtype), held_out)
+        _train(configs[kind], processes)
+        rows[name] = measure(open_teachers([output / kind / "model"], device=device, dtype=dtype), held_out)
     print("4/4 comparison\n", flush=True)
     table = comparison(rows)
     (output / "comparison.json").write_text(json.dumps(plain(rows), indent=1) + "\n")
     return table
+
+
+def _train(config: TrainConfig, processes: int) -> None:
+    """Trains, or goes on where a training was stopped; nothing where one is done."""
+    folder = Path(config.output_dir)
+    if (folder / "model").is_dir():
+        return
+    config = config.model_copy(update={"resume": read_run(folder) is not None})
+    if processes == 1:
+        train(config)
+    else:
+        train_launched(processes, config)
 
 
 def _check_source(teachers: Sequence[str | Path], scores: object, prompt: str | None, store: str | Path | None) -> None:

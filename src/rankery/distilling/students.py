@@ -96,7 +96,7 @@ def for_both(work: Callable[[str], T]) -> dict[str, T]:
     return results
 
 
-def check_students(configs: Mapping[str, TrainConfig], data: Sequence[Path]) -> None:
+def check_students(configs: Mapping[str, TrainConfig], data: Sequence[Path], processes: int) -> None:
     """Whether both can be trained; writes nothing that stays, but tokens into the cache.
 
     A training that has begun has to be asked for as it was then. Of the others everything is built that a first step needs; where
@@ -110,7 +110,7 @@ def check_students(configs: Mapping[str, TrainConfig], data: Sequence[Path]) -> 
         f"{STUDENTS[kind]}: {change}; keep it, or choose another --output"
         for kind, run in begun.items()
         if run is not None
-        for change in _changes(configs[kind], run)
+        for change in _changes(configs[kind], run, processes)
     ]
     if changed:
         raise InputError(changed)
@@ -118,12 +118,12 @@ def check_students(configs: Mapping[str, TrainConfig], data: Sequence[Path]) -> 
         for_both(lambda kind: None if begun[kind] else _rehearse(configs[kind], data, Path(folder)))
 
 
-def _changes(config: TrainConfig, run: dict[str, Any]) -> list[str]:
+def _changes(config: TrainConfig, run: dict[str, Any], processes: int) -> list[str]:
     """What of a training is not as in the run that it would go on with, or take the model of."""
     changes = {key: (repr(old), repr(new)) for key, (old, new) in changed_keys(config, run).items()}
-    step = config.batch_size * config.gradient_accumulation_steps
+    step = config.batch_size * config.gradient_accumulation_steps * processes
     if step != run["batch"]:
-        changes["batch_size x gradient_accumulation_steps"] = (str(run["batch"]), str(step))
+        changes["batch_size x gradient_accumulation_steps x processes"] = (str(run["batch"]), str(step))
     file = Path(config.output_dir) / RUN_FILE
     return [f"{key} was {old} in {file}, got {new}" for key, (old, new) in changes.items()]
 

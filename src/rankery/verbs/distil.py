@@ -31,6 +31,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--temperature", type=float, action="append", metavar="T", help="divides each --teacher's logits"
     )
     parser.add_argument("--store", metavar="FILE", help="keeps teacher scores by content")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     model_options(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings; labels.key and distilled.key are for one training"
@@ -59,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
         config=arguments.config,
         overrides=parse_overrides([*chain(*settings), *arguments.overrides]),
         store=arguments.store,
+        processes=arguments.processes,
     )
     print(table)
 
