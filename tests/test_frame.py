@@ -27,23 +27,8 @@ RANGES = {"multi_level.jsonl": LabelRange(0, 2), "hits.jsonl": LabelRange(0, 2)}
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")  # of this repository
 PAGES = [
-    ROOT / name
-    for name in (
-        "README.md",
-        "README_zh.md",
-        "CONTRIBUTING.md",
-        "docs/benchmarks.md",
-        "docs/calibration.md",
-        "docs/check.md",
-        "docs/data.md",
-        "docs/decisions.md",
-        "docs/engines.md",
-        "docs/evaluation.md",
-        "docs/mining.md",
-        "docs/prompts.md",
-        "docs/specification.md",
-        "docs/training_report.md",
-    )
+    *(ROOT / name for name in ("README.md", "README_zh.md", "CONTRIBUTING.md")),
+    *sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]),
 ]
 
 
@@ -304,6 +289,16 @@ def test_distillation_example_runs(workplace: Path) -> None:
         assert (workplace / "output" / name).is_file()
     scored = (workplace / "output/teacher_scores.jsonl").read_bytes()
     assert scored == (workplace / "output/python_scores.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_commands_of_the_distillation_page_run(workplace: Path) -> None:
+    for _, text in blocks("docs/distillation.md"):
+        run_block(text, workplace)
+    found = [
+        json.loads((workplace / f"output/{name}/comparison.json").read_text()) for name in ("distil", "from_scores")
+    ]
+    assert ["teacher" in rows for rows in found] == [True, False]
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """`rankery distil`: a teacher scores, a student learns its scores, and a table says what was kept and at what cost.
 
 Contract: the same student is trained twice, on the labels and on the teacher's scores, with the same settings unless told; all
-are measured on the same held-out queries, which neither training saw. Every step goes on where a stopped run was. Cost: two
-trainings, one scoring of the training data, four of the held-out data. Rejected: a table without the student trained on labels,
-which cannot say whether a teacher was worth it.
+are measured on the same held-out queries, which neither training saw. Everything is checked before the teacher scores, and every
+step goes on where a stopped run was. Cost: two trainings, one scoring of the training data, four of the held-out data; the student
+is opened twice more, for the checks. Rejected: a table without the student trained on labels, which cannot say whether a teacher
+was worth it.
 """
 
 from __future__ import annotations
