@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, WORDS, make_data, write_rows
+from conftest import ROOT, WORDS, make_data, spoil, write_rows
 
 from rankery import CrossEncoder, InputError, LLMDecoder, train
 from rankery.cli import main
@@ -207,6 +207,9 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, capsys: pytest.Captu
     assert "which is the input" in said("--data", str(data), "--output", str(data))
     assert "a folder" in said("--data", str(data), "--output", str(tmp_path))
     assert "expected one number above 0" in said("--data", str(data), "--output", out, "--weight", "1", "--weight", "2")
+    assert "weight is [inf]; expected one number above 0" in said(
+        "--data", str(data), "--output", out, "--weight", "inf"
+    )
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"query": "a", "pos": ["b"]}\n{"query": 3, "pos": ["b"]}\n')
     assert f'{broken}:2: "query"' in said("--data", str(broken), "--output", out)
@@ -218,6 +221,26 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, capsys: pytest.Captu
     parts.mkdir()
     (parts / "meta.json").write_text("{}")
     assert "half a run of other data" in said("--data", str(data), "--output", str(tmp_path / "new.jsonl"))
+
+
+def test_scores_that_are_no_numbers_are_not_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(teacher_module, "BLOCK_PAIRS", 2)
+    spoil(model, "snow")
+    lines = [{"query": "sun", "pos": ["sun"], "neg": ["sea", "rain"]}, {"query": "rain", "pos": ["rain", "snow"]}]
+    data, out, store = write_rows(tmp_path / "data.jsonl", lines), tmp_path / "out.jsonl", tmp_path / "scores.sqlite"
+    words = ["score", "--model", str(model), "--data", str(data), "--output", str(out), "--store", str(store)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"1 of 2 scores of {model} are not finite, the first at {data}:2, query 'rain'" in said
+    assert len(said.splitlines()) == 1
+    assert not out.exists()
+    assert [path.name for path in out.with_name("out.jsonl.parts").glob("*.f32")] == ["00000000.f32"]
+    with Store(store) as kept:
+        digest = teacher_digest(CrossEncoder.from_pretrained(model))
+        known = kept.find([pair_key(digest, "rain", text) for text in ("rain", "snow")])
+        assert list(known) == [pair_key(digest, "rain", "rain")]
 
 
 def test_distillation_compares_teacher_and_students(

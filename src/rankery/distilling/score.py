@@ -6,6 +6,7 @@ stopped, is teacher.py's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def score(
 
     Raises:
         InputError: data or models that cannot be read, wrong weights or temperatures, an output that is there or among the data,
-            half a run of other data or teachers.
+            half a run of other data or teachers, a score that is not finite.
     """
     named = [models] if isinstance(models, (str, Path)) else list(models)
     check_shares(len(named), weights, temperatures)
@@ -71,7 +72,7 @@ def check_shares(models: int, weights: Sequence[float] | None, temperatures: Seq
         InputError: there is not.
     """
     for name, values in (("weight", weights), ("temperature", temperatures)):
-        if values is not None and (len(values) != models or not all(value > 0 for value in values)):
+        if values is not None and (len(values) != models or not all(0 < value < math.inf for value in values)):
             raise InputError(f"{name} is {list(values)}; expected one number above 0 for each of {models} models")
 
 
@@ -84,6 +85,6 @@ def open_teachers(
     """The models as teachers; `options` as for `open_reranker`."""
     ones = [1.0] * len(models)
     return [
-        Teacher(open_reranker(model, **options), weight, temperature)
+        Teacher(open_reranker(model, **options), weight, temperature, str(model))
         for model, weight, temperature in zip(models, weights or ones, temperatures or ones, strict=True)
     ]

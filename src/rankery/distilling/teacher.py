@@ -15,8 +15,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, groupby
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from rankery.data.files import content_digest, expand_paths, written_whole
 from rankery.data.records import ANY_LABEL, QueryRecord, check_records, read_records
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.errors import InputError
+from rankery.evaluation.runs import check_finite
 from rankery.models.reranker import Reranker
 
 BLOCK_PAIRS = 512  # a kill costs the scores of at most so many pairs (and one query's)
@@ -41,15 +43,19 @@ class Teacher:
     reranker: Reranker
     weight: float = 1.0
     temperature: float = 1.0
+    name: str = "the teacher"  # what messages call it
 
 
-def blocks_of(records: Iterator[QueryRecord]) -> Iterator[list[tuple[str, tuple[str, ...]]]]:
-    """(query, documents) rows in blocks of BLOCK_PAIRS pairs or a little more; neighbouring pair lines of a query are one row."""
-    block: list[tuple[str, tuple[str, ...]]] = []
+Row = tuple[QueryRecord, ...]  # of a query: a record, or neighbouring pair lines
+
+
+def blocks_of(records: Iterable[QueryRecord]) -> Iterator[list[Row]]:
+    """Rows in blocks of BLOCK_PAIRS pairs or a little more."""
+    block: list[Row] = []
     pairs = 0
-    for query, documents in _rows(records):
-        block.append((query, documents))
-        pairs += len(documents)
+    for row in _rows(records):
+        block.append(row)
+        pairs += sum(len(record.documents) for record in row)
         if pairs >= BLOCK_PAIRS:
             yield block
             block, pairs = [], 0
@@ -57,30 +63,29 @@ def blocks_of(records: Iterator[QueryRecord]) -> Iterator[list[tuple[str, tuple[
         yield block
 
 
-def _rows(records: Iterator[QueryRecord]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    waiting: tuple[str, list[str]] | None = None  # pair lines of one query
-    for record in records:
-        if waiting is not None and (not record.is_pair_line or record.query != waiting[0]):
-            yield waiting[0], tuple(waiting[1])
-            waiting = None
-        if not record.is_pair_line:
-            yield record.query, record.documents
-        elif waiting is None:
-            waiting = record.query, list(record.documents)
-        else:
-            waiting[1].extend(record.documents)
-    if waiting is not None:
-        yield waiting[0], tuple(waiting[1])
+def _rows(records: Iterable[QueryRecord]) -> Iterator[Row]:
+    alone = count()
+    for _, row in groupby(records, lambda record: record.query if record.is_pair_line else next(alone)):
+        yield tuple(row)
 
 
-def combined_logits(teachers: Sequence[Teacher], logits: Sequence[np.ndarray]) -> np.ndarray:
-    """The weighted mean of teachers' logits after their temperatures, [pairs]; logits are [pairs] or [pairs, labels] each."""
+def block_logits(
+    teachers: Sequence[Teacher], digests: Sequence[str], records: Sequence[QueryRecord], store: Store | None
+) -> np.ndarray:
+    """The weighted mean of the teachers' logits after their temperatures, of all documents of the records, [pairs].
+
+    Raises:
+        InputError: a score that is not finite.
+    """
+    pairs = [(record.query, document) for record in records for document in record.documents]
     total = sum(teacher.weight for teacher in teachers)
-    parts = [
-        teacher.weight / total * _one_logit(torch.from_numpy(values), teacher.reranker) / teacher.temperature
-        for teacher, values in zip(teachers, logits, strict=True)
-    ]
-    return torch.stack(parts).sum(dim=0).numpy()
+    mean = torch.zeros(len(pairs))
+    for teacher, digest in zip(teachers, digests, strict=True):
+        known = torch.from_numpy(known_logits(teacher.reranker, digest, pairs, store))
+        logits = _one_logit(known, teacher.reranker) / teacher.temperature
+        check_finite(logits.numpy(), records, teacher.name, shared=False)
+        mean += teacher.weight / total * logits
+    return mean.numpy()
 
 
 def _one_logit(logits: torch.Tensor, reranker: Reranker) -> torch.Tensor:
@@ -117,7 +122,8 @@ def score_file(
         meet: returns when all of them have called it.
 
     Raises:
-        InputError: data that cannot be read, an output that is there or among the data, half a run of other data or teachers.
+        InputError: data that cannot be read, an output that is there or among the data, half a run of other data or teachers, a
+            score that is not finite.
     """
     paths = expand_paths([str(path) for path in data])
     if process == 0:
@@ -133,15 +139,14 @@ def score_file(
         _claim(folder, made_of)
     meet()  # nobody comes so late that the first has written the output and removed the folder
     progress = _Progress(summary.pairs, process == 0)
-    count = 0
+    blocks = 0
     kept = Store(store) if store is not None else None
     for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
-        count += 1
-        size = sum(len(documents) for _, documents in block)
+        blocks += 1
+        records = [record for row in block for record in row]
+        size = sum(len(record.documents) for record in records)
         if index % processes == process and not _part(folder, index).is_file():
-            pairs = [(query, document) for query, documents in block for document in documents]
-            logits = [known_logits(t.reranker, d, pairs, kept) for t, d in zip(teachers, digests, strict=True)]
-            _write_part(folder, index, combined_logits(teachers, logits))
+            _write_part(folder, index, block_logits(teachers, digests, records, kept))
             progress.update(size, scored=size)
         else:
             progress.update(size)
@@ -149,7 +154,7 @@ def score_file(
     if kept is not None:
         kept.database.close()
     if process == 0:
-        _wait_for([_part(folder, index) for index in range(count)])
+        _wait_for([_part(folder, index) for index in range(blocks)])
         _assemble(folder, paths, output)
     return output
 
@@ -235,7 +240,8 @@ def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
     if missing:
         fresh = reranker.compute_score(list(missing.values())).numpy().reshape(len(missing), -1)
-        store.add(list(missing), fresh)
+        finite = np.isfinite(fresh).all(axis=1)  # what is not finite may be so this time only, in half precision say
+        store.add([key for key, good in zip(missing, finite, strict=True) if good], fresh[finite])
         found |= dict(zip(missing, fresh, strict=True))
     rows = np.stack([found[key] for key in keys])
     return rows[:, 0] if reranker.num_labels == 1 else rows
@@ -246,11 +252,12 @@ def _assemble(folder: Path, paths: Sequence[Path], output: Path) -> None:
     with written_whole(output) as file:
         for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
             logits, at = np.fromfile(_part(folder, index), dtype="<f4"), 0
-            for query, documents in block:
+            for records in block:
+                documents = [document for record in records for document in record.documents]
                 values = logits[at : at + len(documents)]
                 at += len(documents)
                 row = {
-                    "query": query,
+                    "query": records[0].query,
                     "pos": documents,
                     "pos_scores": [float(f"{value:.7g}") for value in torch.from_numpy(values).sigmoid().tolist()],
                     "pos_logits": [float(f"{value:.7g}") for value in values.tolist()],

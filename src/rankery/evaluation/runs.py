@@ -128,18 +128,18 @@ def distinct_scores(sorted_scores: np.ndarray) -> np.ndarray:
     return np.where(place < 0, -magnitude, magnitude)
 
 
-def check_finite(scores: np.ndarray, records: Sequence[QueryRecord], scorer: object) -> None:
-    """Whether all scores [P] of the records' pairs are numbers.
+def check_finite(scores: np.ndarray, records: Sequence[QueryRecord], scorer: object, shared: bool = True) -> None:
+    """Whether all scores [P] of the records' pairs are numbers. `shared`: all processes have these scores.
 
     Raises:
-        InputError: some are not, with the place of the first; on all processes that have these scores.
+        InputError: some are not, with the place of the first.
     """
     odd = np.flatnonzero(~np.isfinite(scores))
     if len(odd):
         raise InputError(
             f"{len(odd):,} of {len(scores):,} scores of {scorer} are not finite, the first at {pair_place(records, int(odd[0]))}; look "
             "at these texts, else at the model's weights; a model in float16 may want bfloat16 or float32 (--dtype)",
-            shared=True,
+            shared=shared,
         )
 
 
