@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +119,60 @@ def test_killed_ten_times_at_random_writes_the_same_bytes(model: Path, tmp_path:
     assert start(cut).wait(timeout=300) == 0
     assert cut.read_bytes() == whole.read_bytes()
     assert not parts.exists()
+
+
+class Killed(BaseException):
+    """Nobody handles it."""
+
+
+def die_after(operations: int, patch: pytest.MonkeyPatch) -> None:
+    """As if killed: after so many operations of the file system no other has an effect, those of cleaning up neither."""
+    left = [operations]
+
+    def mortal(path: Path, does: Callable, *arguments: object, **options: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return does(path, *arguments, **options)
+
+    for name in ("open", "mkdir", "replace", "unlink", "rmdir"):
+        patch.setattr(Path, name, partialmethod(mortal, getattr(Path, name)))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_killed_between_any_two_operations_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool
+) -> None:
+    """Also while the output gets its name and while the folder of parts is removed; nothing else is left."""
+    monkeypatch.setattr(teacher_module, "BLOCK_PAIRS", 4)
+    data, teachers = make_data(tmp_path / "data.jsonl", 3), [Teacher(CrossEncoder.from_pretrained(model))]
+    whole = score_file(teachers, [data], tmp_path / "whole.jsonl").read_bytes()
+    for moment in itertools.count():
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        out = folder / "out.jsonl"
+        if older:
+            out.write_text("older")
+        with monkeypatch.context() as patch:
+            die_after(moment, patch)
+            try:
+                score_file(teachers, [data], out, overwrite=older)
+                break
+            except Killed:
+                pass
+        before = out.read_bytes() if out.exists() else None
+        assert before in (whole, b"older" if older else None)
+        if before == b"older":
+            with pytest.raises(InputError, match="there already"):  # it is not taken for what this run wrote
+                score_file(teachers, [data], out)
+        parts = folder / "out.jsonl.parts"
+        if not older and before == whole and not any(parts.iterdir()):  # as good as finished
+            with pytest.raises(InputError, match="there already"):
+                score_file(teachers, [data], out)
+            continue
+        assert score_file(teachers, [data], out, overwrite=older).read_bytes() == whole
+        assert [path.name for path in folder.iterdir()] == ["out.jsonl"]
+    assert moment > 20
 
 
 def test_processes_share_the_blocks(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

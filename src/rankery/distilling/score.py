@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rankery.data.files import expand_paths
+from rankery.distilling.parts import is_delivered
 from rankery.distilling.teacher import Teacher, check_output, score_file
 from rankery.errors import InputError
 from rankery.models.opening import open_reranker
@@ -57,7 +58,7 @@ def score(
     check_shares(len(named), weights, temperatures)
     paths, group = expand_paths(data), group or Group()
     if group.process == 0:
-        check_output(Path(output), paths, overwrite)
+        check_output(Path(output), paths, overwrite or is_delivered(Path(output)))
     teachers = open_teachers(named, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
     return score_file(
         teachers, paths, Path(output), overwrite=overwrite, store=Path(store) if store else None, process=group.process,

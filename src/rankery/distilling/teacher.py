@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,13 +25,13 @@ from tqdm import tqdm
 
 from rankery.data.files import content_digest, expand_paths, written_whole
 from rankery.data.records import ANY_LABEL, QueryRecord, check_records, read_records
+from rankery.distilling.parts import Parts, is_delivered, write_whole
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.errors import InputError
 from rankery.evaluation.runs import check_finite
 from rankery.models.reranker import Reranker
 
 BLOCK_PAIRS = 512  # a kill costs the scores of at most so many pairs (and one query's)
-META_FILE = "meta.json"
 SAID_EVERY_S = 30.0  # without a terminal, a line of progress
 
 
@@ -127,35 +126,35 @@ def score_file(
     """
     paths = expand_paths([str(path) for path in data])
     if process == 0:
-        check_output(output, paths, overwrite)
+        check_output(output, paths, overwrite or is_delivered(output))
     summary = check_records(paths, ANY_LABEL)
     digests = [teacher_digest(teacher.reranker) for teacher in teachers]
-    folder = output.with_name(f"{output.name}.parts")
-    made_of = fingerprint(paths, teachers, digests)
+    parts = Parts(output, fingerprint(paths, teachers, digests))
     if process == 0:
-        _claim(folder, made_of)
+        parts.claim()
     meet()
     if process > 0:
-        _claim(folder, made_of)
+        parts.claim()
+    stored, is_assembled = parts.stored(), parts.is_assembled()
     meet()  # nobody comes so late that the first has written the output and removed the folder
-    progress = _Progress(summary.pairs, process == 0)
-    blocks = 0
-    kept = Store(store) if store is not None else None
-    for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
-        blocks += 1
-        records = [record for row in block for record in row]
-        size = sum(len(record.documents) for record in records)
-        if index % processes == process and not _part(folder, index).is_file():
-            _write_part(folder, index, block_logits(teachers, digests, records, kept))
-            progress.update(size, scored=size)
-        else:
-            progress.update(size)
-    progress.close()
-    if kept is not None:
-        kept.database.close()
+    if not is_assembled:
+        blocks = blocks_of(read_records(paths, ANY_LABEL))
+        progress = _Progress(summary.pairs, process == 0)
+        kept = Store(store) if store is not None else None
+        for index, block in enumerate(blocks):
+            records = [record for row in block for record in row]
+            mine = index % processes == process and index not in stored
+            if mine:
+                write_whole(parts.part(index), block_logits(teachers, digests, records, kept).astype("<f4").tobytes())
+            size = sum(len(record.documents) for record in records)
+            progress.update(size, scored=size * mine)
+        progress.close()
+        if kept is not None:
+            kept.database.close()
     if process == 0:
-        _wait_for([_part(folder, index) for index in range(blocks)])
-        _assemble(folder, paths, output)
+        if not is_assembled:
+            _assemble(parts, paths)
+        parts.deliver()
     return output
 
 
@@ -184,53 +183,6 @@ def fingerprint(paths: Sequence[Path], teachers: Sequence[Teacher], digests: Seq
     return {"data": content_digest(list(paths)), "teachers": weighted, "block_pairs": BLOCK_PAIRS}
 
 
-def _claim(folder: Path, made_of: dict[str, object]) -> None:
-    """Makes the folder of finished blocks, or takes up one that is there.
-
-    Raises:
-        InputError: half a run of something else, or a folder that rankery did not write.
-    """
-    meta = folder / META_FILE
-    if meta.is_file():
-        if json.loads(meta.read_text()) != made_of:
-            raise InputError(
-                f"{folder}: holds half a run of other data, teachers or weights; delete it to start anew, or choose another "
-                "output",
-                shared=True,
-            )
-        return
-    if folder.exists() and any(not path.name.startswith(".tmp-") for path in folder.iterdir()):
-        raise InputError(f"{folder}: is in the way, and rankery did not write it; move it, or choose another output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(meta, json.dumps(made_of).encode())
-
-
-def _part(folder: Path, index: int) -> Path:
-    return folder / f"{index:08d}.f32"
-
-
-def _write_part(folder: Path, index: int, logits: np.ndarray) -> None:
-    write_whole(_part(folder, index), logits.astype("<f4").tobytes())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Written aside, synced, renamed: a reader never sees half of it.
-
-    Raises:
-        InputError: the disk is full.
-    """
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"{path}: could not be written: {error}; make room, then start again: it goes on") from error
-
-
 def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str]], store: Store | None) -> np.ndarray:
     """Logits of pairs; with a store, only what it lacks is computed, and kept there."""
     if store is None:
@@ -247,11 +199,13 @@ def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str
     return rows[:, 0] if reranker.num_labels == 1 else rows
 
 
-def _assemble(folder: Path, paths: Sequence[Path], output: Path) -> None:
-    """The output from its parts."""
-    with written_whole(output) as file:
+def _assemble(parts: Parts, paths: Sequence[Path]) -> None:
+    """The output from the blocks of all processes; the launcher ends all if one of them fails."""
+    with written_whole(parts.whole) as file:
         for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
-            logits, at = np.fromfile(_part(folder, index), dtype="<f4"), 0
+            while not parts.part(index).is_file():
+                time.sleep(0.05)
+            logits, at = np.fromfile(parts.part(index), dtype="<f4"), 0
             for records in block:
                 documents = [document for record in records for document in record.documents]
                 values = logits[at : at + len(documents)]
@@ -263,14 +217,7 @@ def _assemble(folder: Path, paths: Sequence[Path], output: Path) -> None:
                     "pos_logits": [float(f"{value:.7g}") for value in values.tolist()],
                 }
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_for(files: Sequence[Path]) -> None:
-    """Until other processes have written these files; the launcher ends all if one of them fails."""
-    for file in files:
-        while not file.is_file():
-            time.sleep(0.05)
+    parts.mark_assembled()
 
 
 class _Progress:
