@@ -175,6 +175,33 @@ def test_killed_between_any_two_operations_goes_on(
     assert moment > 20
 
 
+def test_progress_counts_what_is_scored_now(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """300 pairs, 160 of them stored: a clock on which 20 pairs take ten seconds says 2 pairs/s and what the others take."""
+    monkeypatch.setattr(teacher_module, "BLOCK_PAIRS", 20)
+    teachers, out = [Teacher(CrossEncoder.from_pretrained(model))], tmp_path / "out.jsonl"
+    blocks = itertools.count()
+    score = teacher_module.block_logits
+
+    def slow(*arguments: object) -> np.ndarray:
+        if next(blocks) == 8:
+            raise Killed
+        now[0] += 10.0
+        return score(*arguments)
+
+    now = [0.0]
+    monkeypatch.setattr(teacher_module, "block_logits", slow)
+    monkeypatch.setattr(teacher_module.time, "monotonic", lambda: now[0])
+    with pytest.raises(Killed):
+        score_file(teachers, [data], out)
+    capsys.readouterr()
+    score_file(teachers, [data], out)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "220 of 300 pairs, 2.0 pairs/s, 40 s left"
+    assert said[-1] == "scored 140 pairs in 70 s (2.0 pairs/s)"
+
+
 def test_processes_share_the_blocks(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_module, "BLOCK_PAIRS", 16)
     one = score_file([Teacher(CrossEncoder.from_pretrained(model))], [data], tmp_path / "one.jsonl")

@@ -139,15 +139,16 @@ def score_file(
     meet()  # nobody comes so late that the first has written the output and removed the folder
     if not is_assembled:
         blocks = blocks_of(read_records(paths, ANY_LABEL))
-        progress = _Progress(summary.pairs, process == 0)
+        progress = _Progress(summary.pairs, sum(stored.values()), process == 0)
         kept = Store(store) if store is not None else None
         for index, block in enumerate(blocks):
+            if index in stored:
+                continue
             records = [record for row in block for record in row]
-            mine = index % processes == process and index not in stored
+            mine = index % processes == process
             if mine:
                 write_whole(parts.part(index), block_logits(teachers, digests, records, kept).astype("<f4").tobytes())
-            size = sum(len(record.documents) for record in records)
-            progress.update(size, scored=size * mine)
+            progress.update(sum(len(record.documents) for record in records), mine)
         progress.close()
         if kept is not None:
             kept.database.close()
@@ -223,22 +224,22 @@ def _assemble(parts: Parts, paths: Sequence[Path]) -> None:
 class _Progress:
     """A bar on terminals, a line now and then elsewhere; on the first process, of its own walk through the data."""
 
-    def __init__(self, pairs: int, shown: bool):
-        self.pairs, self.shown, self.done, self.scored = pairs, shown, 0, 0
+    def __init__(self, pairs: int, stored: int, shown: bool):
+        self.pairs, self.stored, self.shown, self.done, self.scored = pairs, stored, shown, 0, 0
         self.begun = self.said = time.monotonic()
-        self.bar = tqdm(total=pairs, unit="pair", desc="scoring", disable=not (shown and sys.stderr.isatty()))
+        hidden = not (shown and sys.stderr.isatty())
+        self.bar = tqdm(total=pairs, initial=stored, unit="pair", desc="scoring", disable=hidden)
 
-    def update(self, pairs: int, scored: int = 0) -> None:
-        self.done, self.scored = self.done + pairs, self.scored + scored
+    def update(self, pairs: int, mine: bool) -> None:
+        """Pairs that were not stored before: scored here, or by another process, about as fast."""
+        self.done, self.scored = self.done + pairs, self.scored + pairs * mine
         self.bar.update(pairs)
         now = time.monotonic()
-        if self.shown and self.bar.disable and scored and now - self.said >= SAID_EVERY_S:
+        if self.shown and self.bar.disable and mine and now - self.said >= SAID_EVERY_S:
             self.said = now
-            rate = self.done / (now - self.begun)
-            print(
-                f"{self.done} of {self.pairs} pairs, {rate:.1f} pairs/s, {(self.pairs - self.done) / rate:.0f} s left",
-                flush=True,
-            )
+            rate, ready = self.done / (now - self.begun), self.stored + self.done
+            left_s = (self.pairs - ready) / rate
+            print(f"{ready} of {self.pairs} pairs, {rate:.1f} pairs/s, {left_s:.0f} s left", flush=True)
 
     def close(self) -> None:
         self.bar.close()
