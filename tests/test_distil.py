@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from rankery.distilling.compare import distil
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.distilling.students import STUDENTS, student_configs
 from rankery.distilling.teacher import Teacher, score_file
+from rankery.models.lora import add_adapters
 
 
 @pytest.fixture
@@ -252,9 +254,28 @@ def test_keys_tell_teachers_and_texts_apart(bert: Path, tmp_path: Path) -> None:
     assert teacher_digest(a) == teacher_digest(CrossEncoder.from_pretrained(bert, seed=1))
     assert teacher_digest(a) != teacher_digest(b)
     assert teacher_digest(a) != teacher_digest(CrossEncoder.from_pretrained(bert, seed=1, max_len=20))
+    for change in ({"layer_norm_eps": 1e-3}, {"hidden_act": "relu"}):  # the weights stay as they are
+        other = shutil.copytree(bert, tmp_path / next(iter(change)))
+        (other / "config.json").write_text(json.dumps(json.loads((bert / "config.json").read_text()) | change))
+        assert teacher_digest(a) != teacher_digest(CrossEncoder.from_pretrained(other, seed=1))
+    text = (bert / "tokenizer.json").read_text()
+    other = shutil.copytree(bert, tmp_path / "copy")
+    assert teacher_digest(a) == teacher_digest(CrossEncoder.from_pretrained(other, seed=1)), "another place only"
+    (other / "tokenizer.json").write_text(text.replace('"sun": 5', '"moon": 5', 1).replace('"moon": 6', '"sun": 6', 1))
+    assert teacher_digest(a) != teacher_digest(CrossEncoder.from_pretrained(other, seed=1))
     assert pair_key("t", "ab", "c") != pair_key("t", "a", "bc")
     with pytest.raises(InputError, match="store of scores"):
         Store(bert)
+
+
+def test_keys_tell_the_weight_of_adapters_apart(bert: Path) -> None:
+    pytest.importorskip("peft", reason="needs peft")
+    digests = set()
+    for alpha in (8, 16):
+        reranker = CrossEncoder.from_pretrained(bert, seed=1)
+        add_adapters(reranker.model, str(bert), 4, alpha, 0.0, "all-linear", 0)
+        digests.add(teacher_digest(reranker))
+    assert len(digests) == 2
 
 
 def test_several_teachers_are_averaged_in_logit_space(bert: Path, llama: Path, data: Path, tmp_path: Path) -> None:

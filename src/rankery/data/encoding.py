@@ -24,7 +24,7 @@ import numpy as np
 
 from rankery.data.files import content_digest, text_hash
 from rankery.data.records import LabelRange, QueryRecord, read_records
-from rankery.data.template import PairTemplate, tokenize
+from rankery.data.template import PairTemplate, tokenize, tokenizer_digest
 from rankery.errors import InputError
 
 CACHE_VERSION = 2
@@ -101,7 +101,7 @@ def cache_key(paths: list[Path], tokenizer: Any, template: PairTemplate, labels:
     parts = (
         str(CACHE_VERSION),
         content_digest(paths),
-        hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest(),
+        tokenizer_digest(tokenizer),
         template.fingerprint(),
         f"{labels.min_label!r} {labels.max_label!r}",
     )

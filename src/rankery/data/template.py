@@ -193,3 +193,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
     return encoded["input_ids"]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hash of everything that a fast tokenizer makes token ids by."""
+    return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()

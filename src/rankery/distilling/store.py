@@ -1,6 +1,6 @@
 """A store of logits by content: data sets, runs and teachers that meet again do not score the same pair twice.
 
-Contract: a pair's key is a hash of the teacher (weights, template, settings) and the two texts; values are the teacher's logits.
+Contract: a pair's key is a hash of the teacher (weights, settings, tokenizer, template) and the two texts; values are the teacher's logits.
 One SQLite file, safe to share between processes. Cost: a lookup a pair, far below a forward pass. What comes from a store was
 computed among other neighbours, so it equals a fresh score to rounding, not bit for bit. Rejected: files named by hashes (a
 million of them), and keys without the weights (a model folder that was trained again would answer with old scores).
@@ -17,20 +17,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rankery.data.template import tokenizer_digest
 from rankery.errors import InputError
 from rankery.models.reranker import Reranker
 
+ORIGIN = ("_name_or_path", "transformers_version")  # of a model's config, which decide no score
 AT_ONCE = 500  # keys a query: SQLite takes a limited number of parameters
 
 
 def teacher_digest(reranker: Reranker) -> str:
-    """Hash of everything that decides a score: weights as loaded, template, settings."""
+    """Hash of everything that decides a score: weights as loaded, the model's and our settings, tokenizer, template."""
     digest = hashlib.blake2b(digest_size=16)
-    described = [reranker.template.to_dict(), reranker.settings(), str(type(reranker.model).__name__)]
+    config = json.loads(reranker.model.config.to_json_string(use_diff=False))
+    described = [
+        reranker.template.to_dict(), reranker.settings(), str(type(reranker.model).__name__),
+        {key: value for key, value in config.items() if key not in ORIGIN},
+        [[adapter.r, adapter.lora_alpha] for adapter in getattr(reranker.model, "peft_config", {}).values()],
+        tokenizer_digest(reranker.tokenizer),
+    ]  # fmt: skip
     digest.update(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(reranker.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.dim() else b"")
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
