@@ -42,7 +42,7 @@ def test_equals_the_tokenizers_own_pairs(kind: str, tmp_path: Path, request: pyt
     batch = collate(data, np.array([5, 0]), layout="padded")
     assert batch.input_ids.shape == (2, max(data.lengths[5], data.lengths[0]))
     assert batch.attention_mask.sum(1).tolist() == [data.lengths[5], data.lengths[0]]
-    assert data.targets(np.array([5, 0])).tolist() == [0.0, 1.0]
+    assert data.targets(np.array([5, 0]))[:, 0].tolist() == [0.0, 1.0]
     assert data.where(5) == f"{path}:2"
 
 
@@ -62,7 +62,7 @@ def test_a_gzip_file_gives_the_tokens_of_the_plain_one(tmp_path: Path, bert: Pat
     assert found[0].arrays.keys() == found[1].arrays.keys()
     for name, array in found[0].arrays.items():
         assert array.dtype == found[1].arrays[name].dtype
-        assert array.tolist() == found[1].arrays[name].tolist(), name
+        assert array.tobytes() == found[1].arrays[name].tobytes(), name
     assert found[1].lengths.tolist() == found[0].lengths.tolist()
     assert found[1].where(5) == f"{packed}:2"
     assert len(list((tmp_path / "cache").iterdir())) == 2, "one cache served both: nothing was compared"
@@ -94,6 +94,9 @@ def test_cache_is_reused_rebuilt_and_keyed(tmp_path: Path, bert: Path, monkeypat
     assert key != cache_key([path], other, template, LABELS)
     assert key != cache_key([path], tokenizer, template, LabelRange(0, 2))
     assert key != cache_key([make_data(tmp_path / "more.jsonl", 13)], tokenizer, template, LABELS)
+    monkeypatch.setattr(encoding, "CACHE_VERSION", encoding.CACHE_VERSION - 1)  # which had other arrays
+    assert key != cache_key([path], tokenizer, template, LABELS)
+    monkeypatch.undo()
     folder = tmp_path / "cache" / key
     encode([path], tokenizer, template, LABELS, folder)
     monkeypatch.setattr(encoding, "tokenize", lambda *_: pytest.fail("tokenised again"))
@@ -118,7 +121,7 @@ def test_pair_lines_of_a_query_are_joined(tmp_path: Path, bert: Path) -> None:
     encode([path], tokenizer, template, labels, tmp_path / "cache")
     data = open_encoded(tmp_path / "cache", template, labels, [path])
     assert data.arrays["pair_query"].tolist() == [0, 1, 0]
-    assert data.targets(np.arange(3)).tolist() == [0.5, 0.0, 1.0]
+    assert data.targets(np.arange(3))[:, 0].tolist() == [0.5, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,24 @@ def test_labels_are_scaled_evenly(
     template = pair_template(tokenizer, 20)
     encode([path], tokenizer, template, allowed, tmp_path / "cache")
     data = open_encoded(tmp_path / "cache", template, allowed, [path])
-    np.testing.assert_allclose(data.targets(np.arange(4)), targets, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(data.targets(np.arange(4))[:, 0], targets, rtol=1e-6, atol=1e-7)
+
+
+def test_logits_of_a_teacher_are_kept_and_else_those_of_its_scores(tmp_path: Path, bert: Path) -> None:
+    """Scores of which nothing is left beside their logits; where there are only scores, 0 and 1 count as 0.0001 and 0.9999."""
+    rows = [
+        {"query": "sun", "pos": ["a", "b"], "pos_scores": [1, 0], "neg": ["c"], "neg_scores": [0]},
+        {"query": "sea", "pos": ["a", "b"], "pos_scores": [0.8, 0], "neg": ["c"], "neg_scores": [1]},
+    ]
+    rows[0] |= {"pos_logits": [-9.5, -12.0], "neg_logits": [-15]}
+    path = write_rows(tmp_path / "data.jsonl", rows)
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    template = pair_template(tokenizer, 20)
+    encode([path], tokenizer, template, LABELS, tmp_path / "cache")
+    targets = open_encoded(tmp_path / "cache", template, LABELS, [path]).targets(np.arange(6))
+    assert targets.dtype == np.float32
+    assert targets[:, 0].tolist() == pytest.approx([1, 0, 0, 0.8, 0, 1])
+    assert targets[:, 1].tolist() == pytest.approx([-9.5, -12, -15, np.log(4), -np.log(9999), np.log(9999)], rel=1e-4)
 
 
 def test_messages(bert: Path) -> None:

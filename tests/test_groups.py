@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import launch, make_data, write_rows
@@ -233,8 +234,34 @@ def test_losses_refuse_data_that_they_cannot_use(config: dict, tmp_path: Path) -
     assert "no query there has two documents" in refused("alone3", alone, "listwise_kl")
     soft = [{"query": "a", "pos": ["sun", "sea"], "pos_scores": [0.9, 0.2]}]
     assert "use listwise_kl for scores" in refused("soft", soft, "listwise_ce")
+    some = [
+        {"query": "a", "pos": ["sun", "sea"], "pos_logits": [2, -3]},
+        {"query": "b", "pos": ["sun"], "neg": ["sea"]},
+    ]
+    said = refused("some", some, "listwise_kl")
+    assert "some.jsonl:2: has no teacher's logits, but" in said
+    assert "some.jsonl:1 has; expected pos_logits" in said
     hard = [{"query": "a", "pos": ["sun"], "neg": ["sea"]}]
     assert "learns a teacher's margins" in refused("hard", hard, "pairwise_margin_mse")
+
+
+@pytest.mark.parametrize("loss", ["listwise_kl", "pairwise_margin_mse"])
+def test_teachers_logits_are_learnt_where_scores_say_nothing(config: dict, tmp_path: Path, loss: str) -> None:
+    """A teacher without a fixed zero scores all near 0; a student that gives its logits, shifted, has nothing to learn."""
+    row = {"query": "sun", "pos": ["sun sea", "moon", "rain"], "pos_scores": [7.5e-5, 6.1e-6, 3.1e-7]}
+    teacher = torch.tensor([-9.5, -12.0, -15.0])
+
+    def loss_of(name: str, row: dict, student: torch.Tensor) -> float:
+        data = str(write_rows(tmp_path / f"{name}.jsonl", [row]))
+        settings = {**config, "val_dataset": None, "loss_type": loss, "output_dir": str(tmp_path / name)}
+        run = built(settings, train_dataset=data)
+        return run.objective.mean(student, torch.from_numpy(run.train_data.targets(np.arange(3))), [3])
+
+    with_logits = {**row, "pos_logits": teacher.tolist()}
+    assert loss_of("same", with_logits, teacher + 10) == pytest.approx(0.0, abs=1e-6)
+    assert loss_of("flat", with_logits, torch.zeros(3)) > 0.5
+    if loss == "listwise_kl":
+        assert loss_of("scores", row, torch.zeros(3)) == pytest.approx(0.0, abs=1e-6), "scores alone are uniform"
 
 
 def test_command_line_takes_weighted_losses() -> None:

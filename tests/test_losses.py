@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from rankery.losses import (
-    SCORE_FLOOR,
     lambda_rank,
     list_mle,
     listwise_ce,
@@ -38,13 +37,8 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def logit(t: float) -> float:
-    t = min(max(t, SCORE_FLOOR), 1 - SCORE_FLOOR)
-    return math.log(t / (1 - t))
-
-
 def reference(name: str, s: list[float], t: list[float], **options: object) -> float | None:
-    """The loss of one group, in plain Python; None where there is nothing to learn."""
+    """The loss of one group, in plain Python; None where there is nothing to learn. t: targets, or a teacher's logits."""
     n = range(len(s))
     better = [(i, j) for i in n for j in n if t[i] > t[j]]
     if name == "pairwise_ranknet":
@@ -54,7 +48,7 @@ def reference(name: str, s: list[float], t: list[float], **options: object) -> f
         ]
         return sum(losses) / len(losses) if losses else None
     if name == "pairwise_margin_mse":
-        losses = [(s[i] - s[j] - logit(t[i]) + logit(t[j])) ** 2 for i, j in better]
+        losses = [(s[i] - s[j] - t[i] + t[j]) ** 2 for i, j in better]
         return sum(losses) / len(losses) if losses else None
     if name == "listwise_ce":
         best = [i for i in n if t[i] == max(t) and t[i] > 0]
@@ -63,7 +57,7 @@ def reference(name: str, s: list[float], t: list[float], **options: object) -> f
             return None
         return sum(math.log(math.exp(s[p]) + sum(math.exp(s[j]) for j in rest)) - s[p] for p in best) / len(best)
     if name == "listwise_kl":
-        wanted = [math.exp(logit(x) / options.get("teacher_temperature", 1.0)) for x in t]
+        wanted = [math.exp(x / options.get("teacher_temperature", 1.0)) for x in t]
         got = [math.exp(x / options.get("student_temperature", 1.0)) for x in s]
         p, q = [x / sum(wanted) for x in wanted], [x / sum(got) for x in got]
         return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) if len(s) > 1 else None
@@ -97,7 +91,7 @@ def name_and_options(loss: Callable) -> tuple[str, dict]:
 
 
 def sample(kind: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits, targets) of groups of SIZES: teacher scores, or labels with many ties."""
+    """(logits, targets) of groups of SIZES: teacher scores or logits, or labels with many ties."""
     torch.manual_seed(seed)
     logits = torch.randn(sum(SIZES)) * 2
     scores = torch.rand(sum(SIZES))
@@ -237,16 +231,30 @@ def test_position_weights_of_long_lists_are_finite(size: int) -> None:
 
 
 def test_weighted_sum_divides_each_term_by_its_own_count() -> None:
-    logits, targets = sample("labels")
+    logits, labels = sample("labels")
+    targets = torch.stack([labels, torch.randn(len(labels))], dim=1)
     objective = Objective((("listwise_ce", 1.0, listwise_ce), ("point_ce", 0.2, point_ce)))
-    groups = int(listwise_ce(logits, targets, SIZES)[1])
+    groups = int(listwise_ce(logits, labels, SIZES)[1])
     assert objective.counts(targets, SIZES) == (groups, sum(SIZES))
-    expected = listwise_ce(logits, targets, SIZES)[0] / groups + 0.2 * point_ce(logits, targets, SIZES)[0] / sum(SIZES)
+    expected = listwise_ce(logits, labels, SIZES)[0] / groups + 0.2 * point_ce(logits, labels, SIZES)[0] / sum(SIZES)
     torch.testing.assert_close(objective(logits, targets, SIZES, (groups, sum(SIZES))), expected)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_a_teacher_learn_its_logits_the_others_labels(name: str) -> None:
+    logits, labels = sample("labels")
+    targets = torch.stack([labels, torch.randn(len(labels)) * 20], dim=1)
+    objective = Objective(((name, 1.0, LOSSES[name]),))
+    of_teacher = name in ("listwise_kl", "pairwise_margin_mse")
+    total, count = LOSSES[name](logits, targets[:, 1] if of_teacher else labels, SIZES)
+    assert objective.usable(targets, SIZES) == {name: int(count)}
+    torch.testing.assert_close(objective(logits, targets, SIZES, (1,)), total)
+    assert objective.mean(logits, targets, SIZES) == pytest.approx(float(total / count), rel=1e-5)
+
+
 def test_mean_over_a_data_set_is_that_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, targets = sample("labels")
+    logits, labels = sample("labels")
+    targets = torch.stack([labels, labels], dim=1)
     objective = Objective((("list_mle", 1.0, list_mle), ("point_ce", 0.2, point_ce)))
     whole = float(objective(logits, targets, SIZES, objective.counts(targets, SIZES)))
     monkeypatch.setattr("rankery.objective.GROUPS_AT_ONCE", 2)
@@ -307,7 +315,7 @@ def test_values_agree_with_sentence_transformers() -> None:
     teacher = torch.logit(scores.clamp(0.01, 0.99))
     p = teacher.view(groups, size).softmax(dim=1)
     entropy = float(-(p * p.log()).sum(dim=1).mean())
-    assert ours(listwise_kl, teacher.sigmoid()) + entropy == pytest.approx(theirs("ListNetLoss", teacher), abs=1e-5)
+    assert ours(listwise_kl, teacher) + entropy == pytest.approx(theirs("ListNetLoss", teacher), abs=1e-5)
 
 
 def test_pairs_agree_with_sentence_transformers() -> None:
@@ -320,7 +328,7 @@ def test_pairs_agree_with_sentence_transformers() -> None:
     second = torch.minimum(teacher[0::2], teacher[1::2])
     margins = first - second
     theirs = float(peers.MarginMSELoss(peer_model(logits))([["q"] * 6, positives, negatives], margins))
-    targets = torch.stack([first, second], dim=1).flatten().sigmoid()
+    targets = torch.stack([first, second], dim=1).flatten()
     total, count = pairwise_margin_mse(logits, targets, [2] * 6)
     assert float(total / count) == pytest.approx(theirs, abs=1e-5)
     assert first.gt(second).all()
@@ -328,6 +336,6 @@ def test_pairs_agree_with_sentence_transformers() -> None:
     total, count = listwise_ce(logits, torch.tensor([1.0, 0.0, 0.0, 0.0] * 3), [4] * 3)
     expected = torch.nn.functional.cross_entropy(logits.view(3, 4), torch.zeros(3, dtype=torch.long))
     assert float(total / count) == pytest.approx(float(expected), abs=1e-5)
-    total, count = point_ce(logits, targets, [12])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    total, count = point_ce(logits, targets.sigmoid(), [12])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets.sigmoid())
     assert float(total / count) == pytest.approx(float(expected), abs=1e-6)

@@ -260,9 +260,9 @@ def test_lines_keep_what_they_came_with(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"bm25:\d+", origin) for origin in row["neg_from"][1:])
     assert "neg_scores" not in row
     graded = {"query": "sun", "pos": ["sun a", "sun b"], "pos_scores": [2, 1], "neg": ["sea"], "neg_scores": [0.2]}
-    (row,) = mined(tmp_path, [{**graded, "neg_ids": [4]}])
+    (row,) = mined(tmp_path, [{**graded, "neg_ids": [4], "pos_logits": [3.5, 2], "neg_logits": [-1]}])
     assert row["neg_scores"] == [0.2, 0.0, 0.0]
-    assert "neg_ids" not in row
+    assert not {"neg_ids", "pos_logits", "neg_logits"} & row.keys()
     (row,) = mined(tmp_path, [graded], relevant_above=1, given="drop")
     assert (row["pos"], row["pos_scores"], row["neg_scores"]) == (["sun a"], [2], [0.0, 0.0])
 

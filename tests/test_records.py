@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,29 @@ def test_messages(tmp_path: Path, line: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        ({"pos_logits": [1.5]}, '"pos" has 2 documents but "pos_logits" has 1 logits; expected one logit for each'),
+        ({"pos_logits": [1.5, 2]}, 'has "pos_logits" but no "neg_logits"; expected a logit for each document of both'),
+        ({"neg_logits": [1.5]}, 'has "neg_logits" but no "pos_logits"'),
+        ({"pos_logits": [1, 2], "neg_logits": 3}, '"neg_logits" is a number; expected a list of numbers'),
+        ({"pos_logits": [1, None], "neg_logits": [3]}, 'logit 2 of "pos_logits" is missing; expected a finite number'),
+        ({"pos_logits": [1, math.inf], "neg_logits": [3]}, 'logit 2 of "pos_logits" is inf; expected a finite number'),
+        ({"pos_logits": [1, 2], "neg_logits": [True]}, 'logit 1 of "neg_logits" is a boolean; expected a finite'),
+    ],
+)
+def test_logits_of_a_teacher(tmp_path: Path, logits: dict, message: str) -> None:
+    row = {"query": "q", "pos": ["a", "b"], "neg": ["c"]}
+    good = {**row, "pos_logits": [-12.5, 3], "neg_logits": [-20]}
+    path = write_rows(tmp_path / "data.jsonl", [good, {**row, **logits}])
+    with pytest.raises(InputError, match=rf"data.jsonl:2: {re.escape(message)}"):
+        check_records([path])
+    assert check_records([path], LabelRange(strict=False)).queries == 2, "who only evaluates has no use for them"
+    write_rows(path, [good, row, {"query": "q", "pos": ["a"], "pos_logits": [1]}])
+    assert [record.teacher_logits for record in read_records([path])] == [(-12.5, 3.0, -20.0), None, (1.0,)]
+
+
+@pytest.mark.parametrize(
     ("given", "meant"),
     [
         ("pos_score", "pos_scores"),
@@ -113,8 +138,6 @@ def test_other_keys_are_left_alone(tmp_path: Path) -> None:
         *(
             "id",
             "title",
-            "pos_logits",
-            "neg_logits",
             "pos_ids",
             "neg_ids",
             "neg_from",

@@ -17,8 +17,6 @@ from rankery.data.packing import upload
 
 # Shapes: B pairs, C classes, G groups, N documents of the largest group.
 Loss = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
-# Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
-SCORE_FLOOR = 1e-4
 
 
 def point_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,20 +67,18 @@ def pairwise_ranknet(
 
 
 def pairwise_margin_mse(
-    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
+    logits: torch.Tensor, teacher: torch.Tensor, sizes: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Margin MSE (Hofstätter et al. 2020): ((s_i - s_j) - (z_i - z_j))^2 for every i, j with t_i > t_j; their mean.
-
-    z = log(t / (1 - t)) is the teacher's logit, so that margins of both are of one kind.
+    """Margin MSE (Hofstätter et al. 2020): ((s_i - s_j) - (z_i - z_j))^2 for every i, j with z_i > z_j; their mean.
 
     Args:
         logits: [B], any float dtype.
-        targets: [B] teacher scores in [0, 1]; 0 and 1 are taken as SCORE_FLOOR and 1 - SCORE_FLOOR.
+        teacher: [B] a teacher's logits z.
         sizes: documents of each group, in order, [G].
     """
-    scores, grades, real = _groups(logits, targets, sizes)
-    ordered, _ = _ordered(grades, real)
-    margins = _differences(scores) - _differences(teacher_logits(grades))
+    scores, wanted, real = _groups(logits, teacher, sizes)
+    ordered, _ = _ordered(wanted, real)
+    margins = _differences(scores) - _differences(wanted)
     return _mean_of_pairs(margins.square() * ordered, ordered)
 
 
@@ -108,25 +104,25 @@ def listwise_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int
 
 def listwise_kl(
     logits: torch.Tensor,
-    targets: torch.Tensor,
+    teacher: torch.Tensor,
     sizes: Sequence[int],
     teacher_temperature: float = 1.0,
     student_temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(p || q) of the teacher's and the student's distribution over a group: sum of p (log p - log q).
 
-    p = softmax(z / teacher_temperature) with z = log(t / (1 - t)), q = softmax(s / student_temperature). ListNet's loss (Cao
-    et al. 2007) with a teacher's logits for labels, less the teacher's entropy.
+    p = softmax(z / teacher_temperature), q = softmax(s / student_temperature). ListNet's loss (Cao et al. 2007) with a
+    teacher's logits for labels, less the teacher's entropy.
 
     Args:
         logits: [B], any float dtype.
-        targets: [B] teacher scores in [0, 1]; 0 and 1 are taken as SCORE_FLOOR and 1 - SCORE_FLOOR.
+        teacher: [B] a teacher's logits z.
         sizes: documents of each group, in order, [G].
         teacher_temperature: above 1 flattens the teacher's distribution.
         student_temperature: same for the student's.
     """
-    scores, grades, real = _groups(logits, targets, sizes)
-    wanted = (teacher_logits(grades) / teacher_temperature).masked_fill(~real, LOWEST).log_softmax(dim=1)
+    scores, z, real = _groups(logits, teacher, sizes)
+    wanted = (z / teacher_temperature).masked_fill(~real, LOWEST).log_softmax(dim=1)
     got = (scores / student_temperature).masked_fill(~real, LOWEST).log_softmax(dim=1)
     usable = real.sum(dim=1) > 1
     terms = (wanted.exp() * (wanted - got)).masked_fill(~real | ~usable[:, None], 0.0)
@@ -202,11 +198,6 @@ def lambda_rank(
 
 
 LOWEST = -1e30  # stands for minus infinity in sums of exponentials: no NaN in gradients
-
-
-def teacher_logits(scores: torch.Tensor) -> torch.Tensor:
-    """log(t / (1 - t)) of scores in [0, 1], finite at both ends."""
-    return torch.logit(scores.clamp(SCORE_FLOOR, 1.0 - SCORE_FLOOR))
 
 
 def _groups(

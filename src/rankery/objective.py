@@ -7,7 +7,7 @@ all terms, which would make a pointwise term's weight depend on how many documen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ LOSSES: dict[str, Loss] = {
 }  # fmt: skip
 GROUPS_AT_ONCE = 512  # of a whole data set: losses compare every two documents of a group
 POINTWISE = ("point_ce", "point_mse")
+LOGIT_LOSSES = ("pairwise_margin_mse", "listwise_kl")  # learn a teacher's logits; the others: labels or scores
 # Names that others use for the same.
 ALIASES = {"pointwise_bce": "point_ce", "pointwise_mse": "point_mse", "listwise_softmax": "listwise_ce"}
 # The loss that a key of the configuration is an option of: (key, name of the function's argument).
@@ -52,19 +53,21 @@ def is_grouped(loss_type: str | Mapping[str, float]) -> bool:
 
 @dataclass(frozen=True)
 class Objective:
-    """Terms with their weights."""
+    """Terms with their weights.
+
+    Targets are [B, 2], as `EncodedPairs.targets`: labels or scores in [0, 1], and a teacher's logits.
+    """
 
     terms: tuple[tuple[str, float, Loss], ...]
 
     def counts(self, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[int, ...]:
         """Units of each term in these pairs: what a step's sums are divided by, 1 at least."""
-        blank = torch.zeros(len(targets))
-        return tuple(max(1, int(loss(blank, targets, sizes)[1])) for _, _, loss in self.terms)
+        return tuple(max(1, count) for count in self.usable(targets, sizes).values())
 
     def usable(self, targets: torch.Tensor, sizes: Sequence[int]) -> dict[str, int]:
         """Units of each term that it can learn from, by its name."""
-        blank = torch.zeros(len(targets))
-        return {name: int(loss(blank, targets, sizes)[1]) for name, _, loss in self.terms}
+        sums = self._sums(torch.zeros(len(targets)), targets, sizes)
+        return {name: int(count) for name, _, _, count in sums}
 
     def mean(self, logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> float:
         """The loss of a whole data set, some groups at a time: what one step over all of it would have."""
@@ -73,8 +76,7 @@ class Objective:
             some = list(sizes[start : start + GROUPS_AT_ONCE])
             part, logits = logits[: sum(some)], logits[sum(some) :]
             wanted, targets = targets[: sum(some)], targets[sum(some) :]
-            for index, (_, _, loss) in enumerate(self.terms):
-                total, count = loss(part, wanted, some)
+            for index, (_, _, total, count) in enumerate(self._sums(part, wanted, some)):
                 sums[index], counts[index] = sums[index] + float(total), counts[index] + int(count)
         weights = [weight for _, weight, _ in self.terms]
         return sum(weight * total / max(1, count) for weight, total, count in zip(weights, sums, counts, strict=True))
@@ -83,11 +85,16 @@ class Objective:
         self, logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], counts: Sequence[int]
     ) -> torch.Tensor:
         """A micro-batch's share of the step's loss: the sum over terms of weight x sum / count of the step."""
-        shares = [
-            weight / count * loss(logits, targets, sizes)[0]
-            for (_, weight, loss), count in zip(self.terms, counts, strict=True)
-        ]
+        sums = self._sums(logits, targets, sizes)
+        shares = [weight / count * total for (_, weight, total, _), count in zip(sums, counts, strict=True)]
         return torch.stack(shares).sum()
+
+    def _sums(
+        self, logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
+    ) -> Iterator[tuple[str, float, torch.Tensor, torch.Tensor]]:
+        """(name, weight, sum, count) of each term."""
+        for name, weight, loss in self.terms:
+            yield name, weight, *loss(logits, targets[:, int(name in LOGIT_LOSSES)], sizes)
 
 
 def build_objective(config: TrainConfig) -> Objective:

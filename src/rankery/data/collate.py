@@ -48,7 +48,7 @@ class Work:
     """A micro-batch; one batch, unless its group is over the token budget."""
 
     batches: tuple[Batch, ...]
-    targets: torch.Tensor  # [pairs of all batches] float32 in [0, 1]
+    targets: torch.Tensor  # [pairs of all batches, 2] float32, as `EncodedPairs.targets`
     pairs: np.ndarray  # [same] indices into the data, for messages and seeds
     sizes: tuple[int, ...]  # pairs of each example
     weight: float = 1.0  # 0: runs to keep processes in step, adds nothing

@@ -27,9 +27,11 @@ from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.data.template import PairTemplate, tokenize, tokenizer_digest
 from rankery.errors import InputError
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 RECORDS_AT_ONCE = 512
 NAMED = 8  # lines in a message
+# Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
+SCORE_FLOOR = 1e-4
 # The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
 ARRAYS = {
     "query_end": "int64",  # [Q] where each query's ids end in query_tokens
@@ -38,6 +40,7 @@ ARRAYS = {
     "document_length": "int32",  # [P]
     "pair_query": "int32",  # [P] index of the pair's query
     "label": "float32",  # [P] as in the file
+    "teacher_logit": "float32",  # [P] as in the file; NaN: the file has none
     "key": "uint64",  # [P] hash of the two texts, to break ties
     "line": "int32",  # [P] line in its file
     "file": "uint16",  # [P] index in meta["paths"]
@@ -71,9 +74,13 @@ class EncodedPairs:
         return self.template.build(query_ids, document_ids)
 
     def targets(self, pairs: np.ndarray) -> np.ndarray:
-        """Labels scaled evenly from [min_label, max_label] to [0, 1], float32."""
+        """What is learnt of pairs, [pairs, 2] float32: the label, scaled evenly from [min_label, max_label] to [0, 1], and the
+        teacher's logit, that of the scaled label where the file has none.
+        """
         low, high = self.labels.min_label, self.labels.max_label
-        return ((self.arrays["label"][pairs] - low) / (high - low)).astype(np.float32)
+        scaled = ((self.arrays["label"][pairs] - low) / (high - low)).astype(np.float32)
+        logits = self.arrays["teacher_logit"][pairs]
+        return np.stack([scaled, np.where(np.isnan(logits), logit(scaled), logits)], axis=1)
 
     def where(self, pair: int) -> str:
         """`file:line` of a pair, for messages."""
@@ -83,6 +90,12 @@ class EncodedPairs:
         """The lines of some pairs, each once and the first eight, for messages."""
         places = list(dict.fromkeys(map(self.where, pairs)))
         return ", ".join(places[:NAMED]) + (", ..." if len(places) > NAMED else "")
+
+
+def logit(scores: np.ndarray) -> np.ndarray:
+    """log(s / (1 - s)) of scores in [0, 1], finite at both ends."""
+    inside = np.clip(scores, SCORE_FLOOR, 1 - SCORE_FLOOR)
+    return np.log(inside / (1 - inside))
 
 
 def _piece(tokens: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
@@ -199,6 +212,10 @@ def _write(
             sizes = [len(record.documents) for record in chunk]
             put("pair_query", np.repeat(of_record, sizes))
             put("label", [label for record in chunk for label in record.labels])
+            put(
+                "teacher_logit",
+                [v for r, n in zip(chunk, sizes, strict=True) for v in r.teacher_logits or [np.nan] * n],
+            )
             put("key", [text_hash(record.query, text) for record in chunk for text in record.documents])
             put("line", [line for record in chunk for line in record.lines])
             put("file", np.repeat([file_index[record.path] for record in chunk], sizes))

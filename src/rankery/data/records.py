@@ -6,6 +6,8 @@ Shapes, recognised by their keys (other keys are ignored, unless they are nearly
     {"query", "content", "label"}                         one pair a line
     {"query", "hits": [{"content", "label"}]}             one query a line
 
+Lines of the first may also have "pos_logits" and "neg_logits": a teacher's logit of each document, beside labels or its scores.
+
 "neg_from", which `rankery mine` writes beside "neg", is for people: where each negative came from.
 
 Contract: reading streams, so memory does not grow with the file; `check_records` looks at everything and reports
@@ -46,6 +48,7 @@ class QueryRecord:
     lines: tuple[int, ...]  # line of each document in the file at path
     is_pair_line: bool = False  # one pair a line: the same query may go on in other lines
     negatives: int = 0  # how many documents at the end are listed as negatives ("neg")
+    teacher_logits: tuple[float, ...] | None = None  # of each document, where the line has them and labels are strict
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class LabelRange:
 
     min_label: float = 0.0
     max_label: float = 1.0
-    strict: bool = True  # False: labels outside are no error (evaluation data of unknown range)
+    strict: bool = True  # False: labels outside are no error, logits are not read (data that nobody learns from)
     needed: bool = True  # False: {"query", "documents"} lines are read too, and no positive has to be among the labels
 
 
@@ -175,6 +178,7 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
     """
     where = f"{path}:{number}"
     problems: list[str] = []
+    logits: list[Any] | None = None
     if not is_text(row.get("query")):
         problems.append(f'{where}: "query" is {kind_of(row.get("query"))}; expected a string')
     if "content" in row:
@@ -184,6 +188,7 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
     elif "pos" in row or "neg" in row:
         problems += misspelt(row, where)
         pairs = _lists(row, labels, where, problems)
+        logits = _logits(row, where, problems) if labels.strict else None
     elif "documents" in row and not labels.needed:
         pairs = _lists({"pos": row["documents"]}, labels, where, problems)
     else:
@@ -204,6 +209,7 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
         lines=(number,) * len(pairs),
         is_pair_line="content" in row,
         negatives=0 if "content" in row or "hits" in row else len(row.get("neg") or ()),
+        teacher_logits=None if logits is None else tuple(map(float, logits)),
     )
 
 
@@ -224,36 +230,67 @@ def _lists(row: dict[str, Any], labels: LabelRange, where: str, problems: list[s
     pairs: Pairs = []
     for name, default in (("pos", labels.max_label), ("neg", labels.min_label)):
         texts = [] if row.get(name) is None else row[name]
-        scores = row.get(f"{name}_scores")
         if not isinstance(texts, list):
             problems.append(f'{where}: "{name}" is {kind_of(texts)}; expected a list of strings')
             continue
-        if scores is None:
-            scores = [default] * len(texts)
-        elif not isinstance(scores, list):
-            problems.append(f'{where}: "{name}_scores" is {kind_of(scores)}; expected a list of numbers')
-            continue
-        elif len(scores) != len(texts):
-            problems.append(
-                f'{where}: "{name}" has {len(texts)} documents but "{name}_scores" has {len(scores)} scores; '
-                "expected one score for each document"
-            )
-            continue
+        scores = _beside(row, name, texts, "scores", where, problems) or [default] * len(texts)
         for i, (text, score) in enumerate(zip(texts, scores, strict=True), 1):
             pairs.append((text, score, f'document {i} of "{name}"', f'score {i} of "{name}_scores"'))
     return pairs
 
 
+def _logits(row: dict[str, Any], where: str, problems: list[str]) -> list[Any] | None:
+    """A teacher's logits of the documents of pos and neg; None where the line has none."""
+    lists = {name: row.get(name) or [] for name in ("pos", "neg")}
+    given = [name for name in lists if row.get(f"{name}_logits") is not None]
+    if not given or not all(isinstance(texts, list) for texts in lists.values()):
+        return None
+    found: list[Any] = []
+    for name, texts in lists.items():
+        if texts and name not in given:
+            problems.append(
+                f'{where}: has "{given[0]}_logits" but no "{name}_logits"; expected a logit for each document of both, or none'
+            )
+        for i, logit in enumerate(_beside(row, name, texts, "logits", where, problems) or [], 1):
+            problems += _number_problems(logit, f'logit {i} of "{name}_logits"', where)
+            found.append(logit)
+    return found
+
+
+def _beside(
+    row: dict[str, Any], name: str, texts: list[Any], kind: str, where: str, problems: list[str]
+) -> list[Any] | None:
+    """The numbers beside "pos" or "neg", one for each document: "pos_scores", say; None where there are none."""
+    values = row.get(f"{name}_{kind}")
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        problems.append(f'{where}: "{name}_{kind}" is {kind_of(values)}; expected a list of numbers')
+        return None
+    if len(values) != len(texts):
+        problems.append(
+            f'{where}: "{name}" has {len(texts)} documents but "{name}_{kind}" has {len(values)} {kind}; '
+            f"expected one {kind.removesuffix('s')} for each document"
+        )
+        return None
+    return values
+
+
 def _label_problems(label: Any, name: str, labels: LabelRange, where: str) -> list[str]:
-    if isinstance(label, int | float) and LARGEST_LABEL < abs(label) < math.inf:
-        return [f"{where}: {name} is larger than {LARGEST_LABEL:g}; expected a number that a label can be"]
-    if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
-        return [f"{where}: {name} is {kind_of(label)}; expected a finite number"]
-    if labels.strict and not labels.min_label <= label <= labels.max_label:
+    problems = _number_problems(label, name, where)
+    if not problems and labels.strict and not labels.min_label <= label <= labels.max_label:
         return [
             f"{where}: {name} is {label:g}; expected a number from min_label ({labels.min_label:g}) to max_label "
             f"({labels.max_label:g}); set min_label and max_label to the range of your labels"
         ]
+    return problems
+
+
+def _number_problems(value: Any, name: str, where: str) -> list[str]:
+    if isinstance(value, int | float) and LARGEST_LABEL < abs(value) < math.inf:
+        return [f"{where}: {name} is larger than {LARGEST_LABEL:g}; expected a smaller number"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return [f"{where}: {name} is {kind_of(value)}; expected a finite number"]
     return []
 
 

@@ -98,13 +98,16 @@ def _as_given(query: Query, record: QueryRecord, relevant_above: float, keep_giv
 def mined_line(query: Query, documents: Sequence[str], sources: Sequence[str], min_label: float) -> bytes:
     """The line with more negatives, as JSON; `neg_from` says where each of `neg` came from.
 
-    Lists beside `neg` that mining cannot go on with (`neg_ids`, say) are left out.
+    Lists beside `neg` that mining cannot go on with (`neg_ids`, say) are left out, and a teacher's logits, which are of all
+    documents or of none.
     """
     row = dict(query.row)
     given, scores, origins = row.pop("neg", None) or [], row.pop("neg_scores", None), row.pop("neg_from", None)
     if not isinstance(origins, list) or len(origins) != len(given):
         origins = [GIVEN] * len(given)
-    for key in [key for key in row if key.startswith("neg_") and isinstance(row[key], list) and documents]:
+    for key in [
+        key for key in row if key.startswith(("neg_", "pos_logits")) and isinstance(row[key], list) and documents
+    ]:
         del row[key]
     row["neg"] = [*given, *documents]
     if scores is not None:

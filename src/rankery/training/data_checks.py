@@ -14,7 +14,7 @@ from rankery.data.encoding import EncodedPairs
 from rankery.data.examples import Examples, Fixed, chunks, false_negatives, one_each, query_groups
 from rankery.evaluation.metrics import metric_names
 from rankery.evaluation.runs import encoded_pairs
-from rankery.objective import Objective, is_grouped, loss_weights
+from rankery.objective import LOGIT_LOSSES, Objective, is_grouped, loss_weights
 
 # What a query needs for a loss to learn from it.
 LEARNS_FROM = {
@@ -83,8 +83,15 @@ def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
             f"{train.where(int(soft[0]))}: label {labels[soft[0]]:g} is a score, but loss_type listwise_ce wants labels, of which "
             "the highest of a query is its positives'; use listwise_kl for scores"
         )
+    has_logit = ~np.isnan(train.arrays["teacher_logit"])
+    if names.keys() & set(LOGIT_LOSSES) and has_logit.any() and not has_logit.all():
+        with_logit, without = int(np.argmax(has_logit)), int(np.argmin(has_logit))
+        problems.append(
+            f"{train.where(without)}: has no teacher's logits, but {train.where(with_logit)} has; expected pos_logits (and "
+            f"neg_logits) in every line or in none: loss_type {config.loss_type} learns them"
+        )
     inside = (labels > config.min_label) & (labels < config.max_label)
-    if "pairwise_margin_mse" in names and not inside.any():
+    if "pairwise_margin_mse" in names and not (inside.any() or has_logit.any()):
         problems.append(
             f"{', '.join(train.paths)}: every label is {config.min_label:g} or {config.max_label:g}, but loss_type "
             "pairwise_margin_mse learns a teacher's margins; use pairwise_ranknet for labels"
