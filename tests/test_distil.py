@@ -62,6 +62,45 @@ def test_writes_data_that_trains(config: dict, model: Path, data: Path, tmp_path
     assert train(config, train_dataset=str(out), loss_type="listwise_kl", epochs=1).is_dir()
 
 
+def test_lists_may_be_kept_apart_for_a_filter_of_negatives(
+    config: dict, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What was listed as a negative stays one: the lists are learnt, the scores leave out what is probably relevant."""
+    out, together = tmp_path / "lists.jsonl", tmp_path / "together.jsonl"
+    words = ["score", "--model", str(model), "--data", str(data), "--output"]
+    assert main([*words, str(out), "--keep-lists"]) == 0
+    assert main([*words, str(together)]) == 0
+    close = 0
+    for before, apart, joined in zip(rows(data), rows(out), rows(together), strict=True):
+        assert (apart["pos"], apart["neg"]) == (before["pos"], before["neg"])
+        for kind in ("scores", "logits"):
+            assert apart[f"pos_{kind}"] + apart[f"neg_{kind}"] == joined[f"pos_{kind}"]
+        close += sum(score > max(apart["pos_scores"]) for score in apart["neg_scores"])
+    assert close
+    settings = {"train_dataset": str(out), "val_dataset": None, "loss_type": "listwise_ce", "epochs": 1}
+    capsys.readouterr()
+    assert train(config, **settings, false_negative_margin=0.0).is_dir()
+    assert f"{close} documents listed as negatives score like positives and are left out" in capsys.readouterr().out
+    with pytest.raises(InputError, match="or false_negative_margin, with which the lists pos and neg are the labels"):
+        train(config, **settings, overwrite=True)
+
+
+def test_only_lists_can_be_kept_apart(model: Path, tmp_path: Path) -> None:
+    def refused(lines: list[dict]) -> list[str]:
+        data = write_rows(tmp_path / "data.jsonl", lines)
+        with pytest.raises(InputError) as error:
+            score_file([Teacher(CrossEncoder.from_pretrained(model))], [data], tmp_path / "out.jsonl", keep_lists=True)
+        assert not (tmp_path / "out.jsonl.parts").exists()
+        return [problem.removeprefix(str(data)) for problem in error.value.problems]
+
+    listed = {"query": "sun", "pos": ["sun"], "neg": ["sea"]}
+    others = [{"query": "sun", "content": "sea", "label": 0}, {"query": "sun", "documents": ["sea"]}]
+    wrong = 'has no lists; expected "pos" and "neg", or leave --keep-lists out'
+    assert refused([listed, *others]) == [f":2: {wrong}", f":3: {wrong}"]
+    (said,) = refused([{"query": "sun", "pos": ["sun", "sea"], "pos_scores": [1, 0]}])
+    assert said == ': lists no documents as negatives; expected lines with "neg", or leave --keep-lists out'
+
+
 def test_all_shapes_of_data(model: Path, tmp_path: Path) -> None:
     mixed = write_rows(
         tmp_path / "mixed.jsonl",

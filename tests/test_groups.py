@@ -202,6 +202,29 @@ def test_false_negatives_are_left_out(config: dict, tmp_path: Path, capsys: pyte
         train(config, train_dataset=data, val_dataset=None, false_negative_margin=0.0, overwrite=True)
 
 
+def test_lists_are_labels_where_scores_filter_negatives(config: dict, tmp_path: Path) -> None:
+    """Of listwise_ce and what stands beside it; losses of a teacher learn its logits, or those of its scores, all the same."""
+    lists = {"query": "sun", "pos": ["sun", "sun sea"], "neg": ["sun sun", "sea", "hill"]}
+    lists |= {"pos_scores": [0.8, 0.02], "neg_scores": [0.9, 0.1, 0.3]}
+    labels = {"query": "moon", "hits": [{"content": "moon", "label": 1}, {"content": "sea", "label": 0}]}
+    data = str(write_rows(tmp_path / "scored.jsonl", [lists, labels]))
+    settings = {**config, "train_dataset": data, "val_dataset": None, "false_negative_margin": 0.1}
+    run = built(settings, loss_type={"listwise_ce": 1.0, "listwise_kl": 0.5})
+    targets = run.train_data.targets(np.arange(7))
+    assert targets[:, 0].tolist() == [1, 1, 0, 0, 0, 1, 0]
+    assert torch.from_numpy(targets[:5, 1]).sigmoid().tolist() == pytest.approx([0.8, 0.02, 0.9, 0.1, 0.3])
+    assert sorted(run.plan.pairs(0)[0].tolist()) == [0, 1, 3, 4, 5, 6]
+    drawn = built(settings, loss_type="listwise_ce", train_group_size=2, output_dir=str(tmp_path / "drawn"), epochs=2)
+    firsts = {pair for epoch in range(2) for pair in drawn.plan.pairs(epoch)[0].tolist() if pair < 2}
+    assert firsts == {0, 1}, "both of pos are positives, whatever their scores"
+    learns_scores = built(settings, loss_type="lambda_rank", output_dir=str(tmp_path / "scores"))
+    assert learns_scores.train_data.targets(np.arange(2))[:, 0].tolist() == pytest.approx([0.8, 0.02])
+    labels["hits"][1]["label"] = 0.4
+    write_rows(tmp_path / "scored.jsonl", [lists, labels])
+    with pytest.raises(InputError, match=r"scored.jsonl:2: label 0.4 is a score, but loss_type listwise_ce wants"):
+        built(settings, loss_type="listwise_ce", output_dir=str(tmp_path / "soft"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -111,7 +111,8 @@ class TrainConfig(BaseModel):
     )
     false_negative_margin: float | None = Field(
         None,
-        description="leave out documents of neg whose neg_scores are above the best of pos_scores less this; empty: none",
+        description="leave out documents of neg whose neg_scores are above the best of pos_scores less this; listwise_ce then learns "
+        "the lists; empty: none",
     )
     ranknet_weight: Literal["none", "grade"] = Field(
         "none", description="of pairwise_ranknet: grade weighs two documents by the difference of their labels"

@@ -30,6 +30,7 @@ LOSSES: dict[str, Loss] = {
 GROUPS_AT_ONCE = 512  # of a whole data set: losses compare every two documents of a group
 POINTWISE = ("point_ce", "point_mse")
 LOGIT_LOSSES = ("pairwise_margin_mse", "listwise_kl")  # learn a teacher's logits; the others: labels or scores
+LABEL_LOSSES = ("listwise_ce",)  # learn labels alone
 # Names that others use for the same.
 ALIASES = {"pointwise_bce": "point_ce", "pointwise_mse": "point_mse", "listwise_softmax": "listwise_ce"}
 # The loss that a key of the configuration is an option of: (key, name of the function's argument).

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.data.template import PairTemplate, tokenize, tokenizer_digest
 from rankery.errors import InputError
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 RECORDS_AT_ONCE = 512
 NAMED = 8  # lines in a message
 # Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
@@ -44,7 +44,7 @@ ARRAYS = {
     "key": "uint64",  # [P] hash of the two texts, to break ties
     "line": "int32",  # [P] line in its file
     "file": "uint16",  # [P] index in meta["paths"]
-    "is_negative": "bool",  # [P] listed as a negative, whatever its score
+    "listed": "int8",  # [P] 1: in pos, -1: in neg, whatever its score; 0: its line has no lists
 }
 
 
@@ -81,6 +81,18 @@ class EncodedPairs:
         scaled = ((self.arrays["label"][pairs] - low) / (high - low)).astype(np.float32)
         logits = self.arrays["teacher_logit"][pairs]
         return np.stack([scaled, np.where(np.isnan(logits), logit(scaled), logits)], axis=1)
+
+    def labelled_by_lists(self) -> EncodedPairs:
+        """The same with max_label for what is listed in pos and min_label for neg; a teacher's logits stay, or become those of the
+        labels before. Lines without lists keep their labels.
+        """
+        listed, labels = np.asarray(self.arrays["listed"]), self.labels
+        by_list = np.where(listed > 0, labels.max_label, labels.min_label)
+        changed = {
+            "label": np.where(listed == 0, self.arrays["label"], by_list).astype(np.float32),
+            "teacher_logit": self.targets(np.arange(len(self)))[:, 1],
+        }
+        return replace(self, arrays={**self.arrays, **changed})
 
     def where(self, pair: int) -> str:
         """`file:line` of a pair, for messages."""
@@ -219,13 +231,17 @@ def _write(
             put("key", [text_hash(record.query, text) for record in chunk for text in record.documents])
             put("line", [line for record in chunk for line in record.lines])
             put("file", np.repeat([file_index[record.path] for record in chunk], sizes))
-            put("is_negative", [i >= n - r.negatives for r, n in zip(chunk, sizes, strict=True) for i in range(n)])
+            put("listed", [sign for record in chunk for sign in _listed(record)])
     finally:
         for file in files.values():
             file.close()
     sizes_written = {f"{name}.bin": (folder / f"{name}.bin").stat().st_size for name in names}
     meta = {"version": CACHE_VERSION, "token_type": token_type, "bytes": sizes_written}
     (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _listed(record: QueryRecord) -> list[int]:
+    return [int(record.has_lists)] * (len(record.documents) - record.negatives) + [-1] * record.negatives
 
 
 def _chunks(records: Iterable[QueryRecord], size: int) -> Iterator[list[QueryRecord]]:

@@ -47,7 +47,8 @@ class QueryRecord:
     path: str
     lines: tuple[int, ...]  # line of each document in the file at path
     is_pair_line: bool = False  # one pair a line: the same query may go on in other lines
-    negatives: int = 0  # how many documents at the end are listed as negatives ("neg")
+    has_lists: bool = False  # documents are listed as "pos" and "neg"
+    negatives: int = 0  # how many documents at the end are listed as "neg"
     teacher_logits: tuple[float, ...] | None = None  # of each document, where the line has them and labels are strict
 
 
@@ -179,6 +180,7 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
     where = f"{path}:{number}"
     problems: list[str] = []
     logits: list[Any] | None = None
+    has_lists = False
     if not is_text(row.get("query")):
         problems.append(f'{where}: "query" is {kind_of(row.get("query"))}; expected a string')
     if "content" in row:
@@ -186,6 +188,7 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
     elif "hits" in row:
         pairs = _hits(row["hits"], where, problems)
     elif "pos" in row or "neg" in row:
+        has_lists = True
         problems += misspelt(row, where)
         pairs = _lists(row, labels, where, problems)
         logits = _logits(row, where, problems) if labels.strict else None
@@ -208,7 +211,8 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
         path=path,
         lines=(number,) * len(pairs),
         is_pair_line="content" in row,
-        negatives=0 if "content" in row or "hits" in row else len(row.get("neg") or ()),
+        has_lists=has_lists,
+        negatives=len(row.get("neg") or ()) if has_lists else 0,
         teacher_logits=None if logits is None else tuple(map(float, logits)),
     )
 

@@ -66,7 +66,7 @@ class Parts:
         found = _meta(self.output)
         if found is not None and {**found, ASSEMBLED: None} != {**self.made_of, ASSEMBLED: None}:
             raise InputError(
-                f"{self.folder}: holds half a run of other data, teachers or weights; delete it to start anew, or choose "
+                f"{self.folder}: holds half a run of other data, teachers, weights or options; delete it to start anew, or choose "
                 "another output",
                 shared=True,
             )

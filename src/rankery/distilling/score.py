@@ -30,6 +30,7 @@ def score(
     device: str | None = None,
     dtype: str | None = None,
     store: str | Path | None = None,
+    keep_lists: bool = False,
     overwrite: bool = False,
     group: Group | None = None,
 ) -> Path:
@@ -47,6 +48,7 @@ def score(
         device: as for `from_pretrained`.
         dtype: same.
         store: file that keeps logits by content, for other data sets and runs.
+        keep_lists: write documents of `neg` apart, with `neg_scores`, for a false_negative_margin; else `pos` holds all.
         overwrite: replace `output` if it is there.
         group: the processes that share the work; None: this one alone.
 
@@ -61,8 +63,8 @@ def score(
         check_output(Path(output), paths, overwrite or is_delivered(Path(output)))
     teachers = open_teachers(named, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
     return score_file(
-        teachers, paths, Path(output), overwrite=overwrite, store=Path(store) if store else None, process=group.process,
-        processes=group.processes, meet=group.meet,
+        teachers, paths, Path(output), keep_lists=keep_lists, overwrite=overwrite, store=Path(store) if store else None,
+        process=group.process, processes=group.processes, meet=group.meet,
     )  # fmt: skip
 
 

@@ -3,8 +3,8 @@
     input --blocks--> logits of each block, stored whole beside the output --all there--> output, renamed into place
 
 Contract: blocks are cut by the input alone, and a block's scores depend on the block alone; so a run that was killed, or ran in
-several processes, writes the same bytes as one that was not. The output has `query`, `pos` (all documents), `pos_scores` in
-[0, 1] and `pos_logits`. Cost: one forward pass a pair; the logits twice on the disk for a while. Rejected: appending to the
+several processes, writes the same bytes as one that was not. The output has `query`, `pos` (all documents, or with
+keep_lists those of `pos`, and `neg` apart), `pos_scores` in [0, 1] and `pos_logits`. Cost: one forward pass a pair; the logits twice on the disk for a while. Rejected: appending to the
 output (half a line after a kill, and an order that depends on who was first).
 """
 
@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from rankery.data.files import content_digest, expand_paths, written_whole
-from rankery.data.records import ANY_LABEL, QueryRecord, check_records, read_records
+from rankery.data.records import ANY_LABEL, MAX_COLLECTED, QueryRecord, check_records, read_records
 from rankery.distilling.parts import Parts, is_delivered, write_whole
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.errors import InputError
@@ -99,6 +100,7 @@ def score_file(
     data: Sequence[str | Path],
     output: Path,
     *,
+    keep_lists: bool = False,
     overwrite: bool = False,
     store: Path | None = None,
     process: int = 0,
@@ -114,6 +116,7 @@ def score_file(
         teachers: one, or several to be averaged.
         data: JSONL of any accepted form, or {"query", "documents"} lines; files or globs.
         output: file to write.
+        keep_lists: write documents of `neg` apart from those of `pos`.
         overwrite: replace `output` if it is there.
         store: file that keeps logits by content, for other data sets and runs.
         process: this process's number.
@@ -128,8 +131,10 @@ def score_file(
     if process == 0:
         check_output(output, paths, overwrite or is_delivered(output))
     summary = check_records(paths, ANY_LABEL)
+    if keep_lists:
+        check_lists(paths)
     digests = [teacher_digest(teacher.reranker) for teacher in teachers]
-    parts = Parts(output, fingerprint(paths, teachers, digests))
+    parts = Parts(output, {**fingerprint(paths, teachers, digests), "keep_lists": keep_lists})
     if process == 0:
         parts.claim()
     meet()
@@ -154,7 +159,7 @@ def score_file(
             kept.database.close()
     if process == 0:
         if not is_assembled:
-            _assemble(parts, paths)
+            _assemble(parts, paths, keep_lists)
         parts.deliver()
     return output
 
@@ -176,6 +181,27 @@ def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     existing = next(parent for parent in output.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"output is {output}, but {existing} cannot be written to; choose another place")
+
+
+def check_lists(paths: Sequence[Path]) -> None:
+    """Whether every line has lists, and some documents are listed as negatives.
+
+    Raises:
+        InputError: with all lines that have none.
+    """
+    problems: list[str] = []
+    negatives = 0
+    for record in read_records(paths, ANY_LABEL):
+        negatives += record.negatives
+        if not record.has_lists and len(problems) < MAX_COLLECTED:
+            problems.append(
+                f'{record.path}:{record.lines[0]}: has no lists; expected "pos" and "neg", or leave --keep-lists out'
+            )
+    if not problems and not negatives:
+        names = ", ".join(map(str, paths))
+        problems = [f'{names}: lists no documents as negatives; expected lines with "neg", or leave --keep-lists out']
+    if problems:
+        raise InputError(problems)
 
 
 def fingerprint(paths: Sequence[Path], teachers: Sequence[Teacher], digests: Sequence[str]) -> dict[str, object]:
@@ -200,7 +226,7 @@ def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str
     return rows[:, 0] if reranker.num_labels == 1 else rows
 
 
-def _assemble(parts: Parts, paths: Sequence[Path]) -> None:
+def _assemble(parts: Parts, paths: Sequence[Path], keep_lists: bool) -> None:
     """The output from the blocks of all processes; the launcher ends all if one of them fails."""
     with written_whole(parts.whole) as file:
         for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
@@ -208,17 +234,24 @@ def _assemble(parts: Parts, paths: Sequence[Path]) -> None:
                 time.sleep(0.05)
             logits, at = np.fromfile(parts.part(index), dtype="<f4"), 0
             for records in block:
-                documents = [document for record in records for document in record.documents]
-                values = logits[at : at + len(documents)]
-                at += len(documents)
-                row = {
-                    "query": records[0].query,
-                    "pos": documents,
-                    "pos_scores": [float(f"{value:.7g}") for value in torch.from_numpy(values).sigmoid().tolist()],
-                    "pos_logits": [float(f"{value:.7g}") for value in values.tolist()],
-                }
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                size = sum(len(record.documents) for record in records)
+                line = json.dumps(_scored(records, logits[at : at + size], keep_lists), ensure_ascii=False)
+                file.write(f"{line}\n".encode())
+                at += size
     parts.mark_assembled()
+
+
+def _scored(records: Row, logits: np.ndarray, keep_lists: bool) -> dict[str, Any]:
+    """A line of the output; logits are of all its documents, [pairs]."""
+    columns: dict[str, list[Any]] = {
+        "": [document for record in records for document in record.documents],
+        "_scores": [float(f"{value:.7g}") for value in torch.from_numpy(logits).sigmoid().tolist()],
+        "_logits": [float(f"{value:.7g}") for value in logits.tolist()],
+    }
+    split = len(logits) - records[0].negatives
+    sides = {"pos": slice(split), "neg": slice(split, None)} if keep_lists else {"pos": slice(None)}
+    lists = {f"{side}{kind}": values[part] for kind, values in columns.items() for side, part in sides.items()}
+    return {"query": records[0].query, **lists}
 
 
 class _Progress:

@@ -14,7 +14,7 @@ from rankery.data.encoding import EncodedPairs
 from rankery.data.examples import Examples, Fixed, chunks, false_negatives, one_each, query_groups
 from rankery.evaluation.metrics import metric_names
 from rankery.evaluation.runs import encoded_pairs
-from rankery.objective import LOGIT_LOSSES, Objective, is_grouped, loss_weights
+from rankery.objective import LABEL_LOSSES, LOGIT_LOSSES, Objective, is_grouped, loss_weights
 
 # What a query needs for a loss to learn from it.
 LEARNS_FROM = {
@@ -24,26 +24,31 @@ LEARNS_FROM = {
 }
 
 
-def learnt_together(config: TrainConfig, data: EncodedPairs) -> tuple[Examples, int]:
-    """(what is learnt from together: pairs or the groups of queries; documents left out as probable false negatives)."""
+def lists_are_labels(config: TrainConfig) -> bool:
+    """Whether scores in the data are there to leave out probable false negatives, and its lists are what is learnt."""
+    return config.false_negative_margin is not None and any(
+        name in LABEL_LOSSES for name in loss_weights(config.loss_type)
+    )
+
+
+def without_false_negatives(config: TrainConfig, data: EncodedPairs) -> np.ndarray:
+    """The pairs that take part, [pairs], rising: all but documents listed as negatives that score like positives."""
+    if config.false_negative_margin is None:
+        return np.arange(len(data))
     arrays = data.arrays
-    kept = np.arange(len(data))
-    if config.false_negative_margin is not None:
-        dropped = false_negatives(
-            arrays["pair_query"],
-            np.asarray(arrays["label"]),
-            np.asarray(arrays["is_negative"]),
-            config.false_negative_margin,
-        )
-        kept = np.flatnonzero(~dropped)
+    query, score, is_negative = arrays["pair_query"], np.asarray(arrays["label"]), np.asarray(arrays["listed"]) < 0
+    return np.flatnonzero(~false_negatives(query, score, is_negative, config.false_negative_margin))
+
+
+def learnt_together(config: TrainConfig, data: EncodedPairs, kept: np.ndarray) -> Examples:
+    """What is learnt from together: single pairs of those that take part, or the groups of queries."""
+    arrays = data.arrays
     if is_grouped(config.loss_type):
-        examples = query_groups(
+        return query_groups(
             np.asarray(arrays["pair_query"]), np.asarray(arrays["label"]), np.asarray(arrays["key"]), data.lengths, kept,
             config.min_label, config.train_group_size, config.seed,
         )  # fmt: skip
-    else:
-        examples = Fixed(one_each(data.lengths, kept if len(kept) < len(data) else None))
-    return examples, len(data) - len(kept)
+    return Fixed(one_each(data.lengths, kept if len(kept) < len(data) else None))
 
 
 def unusable_losses(objective: Objective, examples: Examples, data: EncodedPairs) -> list[str]:
@@ -77,11 +82,15 @@ def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
             )
     train = data["train"]
     labels, names = np.asarray(train.arrays["label"]), loss_weights(config.loss_type)
-    soft = np.flatnonzero(labels != np.rint(labels))
-    if "listwise_ce" in names and len(soft):
+    soft = labels != np.rint(labels)
+    if lists_are_labels(config):
+        soft &= np.asarray(train.arrays["listed"]) == 0
+    if "listwise_ce" in names and soft.any():
+        first = int(np.argmax(soft))
         problems.append(
-            f"{train.where(int(soft[0]))}: label {labels[soft[0]]:g} is a score, but loss_type listwise_ce wants labels, of which "
-            "the highest of a query is its positives'; use listwise_kl for scores"
+            f"{train.where(first)}: label {labels[first]:g} is a score, but loss_type listwise_ce wants labels, of which the "
+            "highest of a query is its positives'; use listwise_kl for scores, or false_negative_margin, with which the lists pos "
+            "and neg are the labels"
         )
     has_logit = ~np.isnan(train.arrays["teacher_logit"])
     if names.keys() & set(LOGIT_LOSSES) and has_logit.any() and not has_logit.all():
@@ -96,10 +105,10 @@ def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
             f"{', '.join(train.paths)}: every label is {config.min_label:g} or {config.max_label:g}, but loss_type "
             "pairwise_margin_mse learns a teacher's margins; use pairwise_ranknet for labels"
         )
-    if config.false_negative_margin is not None and not np.asarray(train.arrays["is_negative"]).any():
+    if config.false_negative_margin is not None and not (np.asarray(train.arrays["listed"]) < 0).any():
         problems.append(
             f"false_negative_margin is {config.false_negative_margin:g}, but {', '.join(train.paths)} lists no documents as "
-            'negatives; expected lines with "pos", "neg", "pos_scores" and "neg_scores"'
+            'negatives; expected lines with "pos", "neg", "pos_scores" and "neg_scores" (rankery score --keep-lists)'
         )
     if "val" in data and config.best_metric not in (None, "auto", "loss"):
         found = metric_names(

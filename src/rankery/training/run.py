@@ -28,7 +28,13 @@ from rankery.models.budget import default_token_budget, keep_large_blocks, set_a
 from rankery.models.reranker import Reranker
 from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint, output
-from rankery.training.data_checks import learnt_together, unfit_data, unusable_losses
+from rankery.training.data_checks import (
+    learnt_together,
+    lists_are_labels,
+    unfit_data,
+    unusable_losses,
+    without_false_negatives,
+)
 from rankery.training.describe import describe_data
 from rankery.training.engine import DTYPES, Engine, enough_memory, start_engine
 from rankery.training.inputs import (
@@ -126,8 +132,13 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     keys = engine.on_main(lambda: prepare_data(config, files, reranker, labels, cache))
     data = engine.everywhere(lambda: open_data(cache, keys, files, reranker, labels))
     objective = build_objective(config)
-    examples, dropped = learnt_together(config, data["train"])
-    if problems := unfit_data(config, data) + unusable_losses(objective, examples, data["train"]):
+    problems = unfit_data(config, data)
+    kept = without_false_negatives(config, data["train"])
+    dropped = len(data["train"]) - len(kept)
+    if lists_are_labels(config):
+        data["train"] = data["train"].labelled_by_lists()
+    examples = learnt_together(config, data["train"], kept)
+    if problems := problems + unusable_losses(objective, examples, data["train"]):
         raise InputError(problems, shared=True)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
     layout = reranker.layout

@@ -20,6 +20,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--weight", type=float, action="append", metavar="W", help="of each --model (default 1)")
     parser.add_argument("--temperature", type=float, action="append", metavar="T", help="divides each --model's logits")
     parser.add_argument("--store", metavar="FILE", help="keeps scores by content, for other data and runs")
+    parser.add_argument(
+        "--keep-lists", action="store_true", help="write neg apart from pos, for a false_negative_margin"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
     model_options(parser)
@@ -42,6 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
         device=own_device(arguments.device),
         dtype=arguments.dtype,
         store=arguments.store,
+        keep_lists=arguments.keep_lists,
         overwrite=arguments.overwrite,
         group=joined(),
     )
