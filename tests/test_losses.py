@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankery.losses import (
     lambda_rank,
@@ -257,8 +258,52 @@ def test_mean_over_a_data_set_is_that_of_one_step(monkeypatch: pytest.MonkeyPatc
     targets = torch.stack([labels, labels], dim=1)
     objective = Objective((("list_mle", 1.0, list_mle), ("point_ce", 0.2, point_ce)))
     whole = float(objective(logits, targets, SIZES, objective.counts(targets, SIZES)))
-    monkeypatch.setattr("rankery.objective.GROUPS_AT_ONCE", 2)
+    monkeypatch.setattr("rankery.losses.PAIRS_AT_ONCE", 20)
     assert objective.mean(logits, targets, SIZES) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["scores", "labels"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_groups_by_size_have_the_loss_of_all_at_once(variant: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = sample(kind)
+    found = []
+    for places in (1 << 20, 25, 1):
+        monkeypatch.setattr("rankery.losses.PAIRS_AT_ONCE", places)
+        leaf = logits.clone().requires_grad_()
+        total, count = VARIANTS[variant](leaf, targets, SIZES)
+        total.backward()
+        found.append((total.detach(), count, leaf.grad))
+    for total, count, gradient in found[1:]:
+        assert int(count) == int(found[0][1])
+        torch.testing.assert_close(total, found[0][0])
+        torch.testing.assert_close(gradient, found[0][2])
+
+
+class Made(TorchDispatchMode):
+    """Counts the numbers in all tensors that operations give, and in the largest."""
+
+    total = largest = 0
+
+    def __torch_dispatch__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        given = function(*args, **(kwargs or {}))
+        for tensor in given if isinstance(given, (tuple, list)) else [given]:
+            if isinstance(tensor, torch.Tensor):
+                self.total, self.largest = self.total + tensor.numel(), max(self.largest, tensor.numel())
+        return given
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_memory_is_that_of_the_groups_not_of_the_largest_times_their_number(variant: str) -> None:
+    numbers = {}
+    for sizes in ([300], [300] + [10] * 300):
+        logits, targets = torch.randn(sum(sizes), requires_grad=True), torch.rand(sum(sizes))
+        with Made() as made:
+            VARIANTS[variant](logits, targets, sizes)[0].backward()
+        numbers[len(sizes)] = made
+    assert numbers[301].largest <= 1 << 20
+    assert numbers[301].total < 20 * max(numbers[1].total, 300**2)
 
 
 def peer_model(logits: torch.Tensor) -> torch.nn.Module:

@@ -3,12 +3,15 @@
 Contract: the sum runs over the micro-batch's units: pairs for pointwise losses, usable groups for pair- and listwise ones (a
 group from which the loss can learn nothing is not counted). The caller divides once, by the count of the whole step on all
 processes, so that no cut changes the loss. A group is the documents of one query, side by side. docs/losses.md compares names,
-logarithms and reductions with other libraries'. Rejected: means, which weigh a small micro-batch as much as a large one.
+logarithms and reductions with other libraries'. Cost: memory of the squares of the groups' sizes, for losses of pairs. Rejected:
+means, which weigh a small micro-batch as much as a large one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,41 @@ from rankery.data.packing import upload
 
 # Shapes: B pairs, C classes, G groups, N documents of the largest group.
 Loss = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
+PAIRS_AT_ONCE = 1 << 20  # places of a [G, N, N]: 4 MB in fp32; one group may be larger
+
+
+def by_size(loss: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """A loss of groups that takes groups of about one size at a time.
+
+    All that it compares at once is padded to its largest group: a query of 1,000 documents beside 31 of 10 would take 32 times the
+    memory.
+    """
+
+    @wraps(loss)
+    def summed(
+        logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        chunks = list(_chunks(sizes))
+        if len(chunks) == 1:
+            return loss(logits, targets, sizes, **options)
+        groups = list(zip(logits.split(list(sizes)), targets.split(list(sizes)), strict=True))
+        parts = []
+        for chunk in chunks:
+            scores, wanted = (torch.cat(values) for values in zip(*(groups[i] for i in chunk), strict=True))
+            parts.append(loss(scores, wanted, [sizes[i] for i in chunk], **options))
+        totals, counts = zip(*parts, strict=True)
+        return torch.stack(totals).sum(), torch.stack(counts).sum()
+
+    return summed
+
+
+def _chunks(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Groups from the largest to the smallest, PAIRS_AT_ONCE at a time."""
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    while order:
+        most = max(1, PAIRS_AT_ONCE // sizes[order[0]] ** 2)
+        yield order[:most]
+        order = order[most:]
 
 
 def point_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,6 +87,7 @@ def point_mse(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int])
     return F.mse_loss(logits.float().sigmoid(), targets.float(), reduction="sum"), torch.tensor(len(targets))
 
 
+@by_size
 def pairwise_ranknet(
     logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], weight: str = "none"
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +105,7 @@ def pairwise_ranknet(
     return _mean_of_pairs(F.softplus(-_differences(scores)) * weights, ordered)
 
 
+@by_size
 def pairwise_margin_mse(
     logits: torch.Tensor, teacher: torch.Tensor, sizes: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,6 +122,7 @@ def pairwise_margin_mse(
     return _mean_of_pairs(margins.square() * ordered, ordered)
 
 
+@by_size
 def listwise_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax over a group with one positive: -s_p + log(exp s_p + sum of exp s_n over the n with t_n < t_p).
 
@@ -102,6 +143,7 @@ def listwise_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int
     return (losses.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).sum(), usable.sum()
 
 
+@by_size
 def listwise_kl(
     logits: torch.Tensor,
     teacher: torch.Tensor,
@@ -129,6 +171,7 @@ def listwise_kl(
     return terms.sum(), usable.sum()
 
 
+@by_size
 def list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """ListMLE (Xia et al. 2008): minus the log-likelihood of a group's order under Plackett and Luce's model.
 
@@ -145,6 +188,7 @@ def list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) 
     return (terms * counted).sum(), usable.sum()
 
 
+@by_size
 def p_list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Position-aware ListMLE (Lan et al. 2014): ListMLE whose term at rank r of n weighs 2^(n - r) - 1.
 
@@ -170,6 +214,7 @@ def p_list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
     return (terms * weights).sum(), usable.sum()
 
 
+@by_size
 def lambda_rank(
     logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], ndcg_at: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,15 +249,19 @@ def _groups(
     logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(scores, targets, whether there is a document), each [G, N]; shorter groups are filled with zeros."""
-    parts = list(sizes)
-    assert sum(parts) == len(logits) == len(targets)
+    lengths = torch.tensor(list(sizes))
+    assert int(lengths.sum()) == len(logits) == len(targets)
+    count, longest = len(lengths), int(lengths.max())
+    before = torch.arange(count) * longest - (
+        lengths.cumsum(0) - lengths
+    )  # places of a row less documents of earlier groups
+    places = upload(torch.arange(len(logits)) + before.repeat_interleave(lengths), logits.device)
 
     def rows(values: torch.Tensor) -> torch.Tensor:
-        return torch.nn.utils.rnn.pad_sequence(list(values.float().split(parts)), batch_first=True)
+        empty = torch.zeros(count * longest, dtype=torch.float32, device=logits.device)
+        return empty.scatter(0, places, values.float()).view(count, longest)
 
-    scores = rows(logits)
-    lengths = upload(torch.tensor(parts), scores.device)
-    return scores, rows(targets), torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
+    return rows(logits), rows(targets), rows(torch.ones_like(logits)) > 0
 
 
 def _differences(values: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,6 @@ LOSSES: dict[str, Loss] = {
         losses.listwise_kl, losses.list_mle, losses.p_list_mle, losses.lambda_rank,
     )
 }  # fmt: skip
-GROUPS_AT_ONCE = 512  # of a whole data set: losses compare every two documents of a group
 POINTWISE = ("point_ce", "point_mse")
 LOGIT_LOSSES = ("pairwise_margin_mse", "listwise_kl")  # learn a teacher's logits; the others: labels or scores
 LABEL_LOSSES = ("listwise_ce",)  # learn labels alone
@@ -71,16 +70,8 @@ class Objective:
         return {name: int(count) for name, _, _, count in sums}
 
     def mean(self, logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> float:
-        """The loss of a whole data set, some groups at a time: what one step over all of it would have."""
-        sums, counts = [0.0] * len(self.terms), [0] * len(self.terms)
-        for start in range(0, len(sizes), GROUPS_AT_ONCE):
-            some = list(sizes[start : start + GROUPS_AT_ONCE])
-            part, logits = logits[: sum(some)], logits[sum(some) :]
-            wanted, targets = targets[: sum(some)], targets[sum(some) :]
-            for index, (_, _, total, count) in enumerate(self._sums(part, wanted, some)):
-                sums[index], counts[index] = sums[index] + float(total), counts[index] + int(count)
-        weights = [weight for _, weight, _ in self.terms]
-        return sum(weight * total / max(1, count) for weight, total, count in zip(weights, sums, counts, strict=True))
+        """The loss of a whole data set: what one step over all of it would have."""
+        return float(self(logits, targets, sizes, self.counts(targets, sizes)))
 
     def __call__(
         self, logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], counts: Sequence[int]
