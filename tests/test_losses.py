@@ -78,7 +78,9 @@ def reference(name: str, s: list[float], t: list[float], **options: object) -> f
     assert name == "lambda_rank"
     at = options.get("ndcg_at") or len(s)
     rank = {i: r for r, i in enumerate(sorted(n, key=lambda i: -s[i]), 1)}
-    discount = [1 / math.log2(1 + rank[i]) if rank[i] <= at else 0.0 for i in n]
+    discount = [1 / math.log2(1 + rank[i]) if rank[i] <= at or "whole_list" in options else 0.0 for i in n]
+    if "whole_list" in options:  # how LambdaLoss takes a cut-off
+        better = [(i, j) for i, j in better if min(rank[i], rank[j]) <= at]
     ideal = sum(x / math.log2(1 + r) for r, x in enumerate(sorted(t, reverse=True)[:at], 1))
     losses = [
         (t[i] - t[j]) / ideal * abs(discount[i] - discount[j]) * math.log(1 + math.exp(-(s[i] - s[j])))
@@ -332,9 +334,6 @@ def test_values_agree_with_sentence_transformers() -> None:
     groups, size = 6, 5
     sizes = [size] * groups
     logits, scores = torch.randn(groups * size), torch.rand(groups * size)
-    labels = torch.zeros(groups, size)
-    labels[:, 0] = 1.0
-    labels = labels.flatten()
     inputs = [["q"] * groups, [[str(g * size + i) for i in range(size)] for g in range(groups)]]
 
     def theirs(kind: str, targets: torch.Tensor, **options: object) -> float:
@@ -353,6 +352,11 @@ def test_values_agree_with_sentence_transformers() -> None:
     gains = torch.log2(1 + distinct)
     options = {**natural, "weighting_scheme": peers.LambdaRankScheme()}
     assert ours(lambda_rank, distinct) == pytest.approx(theirs("LambdaLoss", gains, **options), abs=1e-5)
+    # At a cut-off theirs leaves pairs out, with the discounts of the whole list: of 5 documents equally many in each group.
+    rows = zip(logits.view(groups, size).tolist(), distinct.view(groups, size).tolist(), strict=True)
+    at_2 = [reference("lambda_rank", s, t, ndcg_at=2, whole_list=True) for s, t in rows]
+    assert sum(at_2) / groups == pytest.approx(theirs("LambdaLoss", gains, **options, k=2), abs=1e-5)
+    assert ours(partial(lambda_rank, ndcg_at=2), distinct) != pytest.approx(sum(at_2) / groups, rel=0.1)
     assert ours(list_mle, scores) == pytest.approx(theirs("ListMLELoss", scores, respect_input_order=False), abs=1e-5)
     weighted = {"respect_input_order": False, "lambda_weight": peers.PListMLELambdaWeight()}
     assert ours(p_list_mle, scores) == pytest.approx(theirs("PListMLELoss", scores, **weighted), abs=1e-5)
@@ -377,10 +381,15 @@ def test_pairs_agree_with_sentence_transformers() -> None:
     total, count = pairwise_margin_mse(logits, targets, [2] * 6)
     assert float(total / count) == pytest.approx(theirs, abs=1e-5)
     assert first.gt(second).all()
-    # Multiple negatives without in-batch ones is a softmax over the group.
+    pairs, scores = [["q"] * 12, [str(i) for i in range(12)]], torch.rand(12)
+    for loss, peer in (
+        (point_ce, peers.BinaryCrossEntropyLoss(peer_model(logits))),
+        (point_mse, peers.MSELoss(peer_model(logits), activation_fn=torch.nn.Sigmoid())),
+    ):
+        total, count = loss(logits, scores, [12])
+        assert float(total / count) == pytest.approx(float(peer(pairs, scores)), abs=1e-5)
+    # One query at a time has no negatives in its batch: a softmax over its own documents.
     total, count = listwise_ce(logits, torch.tensor([1.0, 0.0, 0.0, 0.0] * 3), [4] * 3)
-    expected = torch.nn.functional.cross_entropy(logits.view(3, 4), torch.zeros(3, dtype=torch.long))
-    assert float(total / count) == pytest.approx(float(expected), abs=1e-5)
-    total, count = point_ce(logits, targets.sigmoid(), [12])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets.sigmoid())
-    assert float(total / count) == pytest.approx(float(expected), abs=1e-6)
+    peer = peers.MultipleNegativesRankingLoss(peer_model(logits), scale=1.0, activation_fn=None)
+    alone = [float(peer([["q"], *[[str(4 * query + i)] for i in range(4)]], None)) for query in range(3)]
+    assert float(total / count) == pytest.approx(sum(alone) / 3, abs=1e-5)
