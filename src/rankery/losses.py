@@ -222,6 +222,7 @@ def lambda_rank(
 
     |t_i - t_j| |1 / log2(1 + r_i) - 1 / log2(1 + r_j)| / maxDCG, with ranks r by the current scores and linear gains, as
     evaluation has them. With `ndcg_at` = k (nDCG@k) discounts end at rank k, so a pair counts if one of the two is within it.
+    Of equal scores the lower target ranks first, as in the worst order; those of equal target too share their mean rank.
 
     Args:
         logits: [B], any float dtype.
@@ -231,8 +232,11 @@ def lambda_rank(
     """
     scores, grades, real = _groups(logits, targets, sizes)
     ordered, steps = _ordered(grades, real)
-    ranked = scores.detach().masked_fill(~real, LOWEST).argsort(dim=1, descending=True, stable=True)
-    rank = ranked.argsort(dim=1)
+    ahead = _differences(-scores.detach())  # by how much j scores above i
+    before = (ahead > 0) | ((ahead == 0) & (_differences(grades) > 0))
+    alike = (ahead == 0) & (_differences(grades) == 0)
+    others = real[:, None, :]
+    rank = (before & others).sum(dim=2) + ((alike & others).sum(dim=2) - 1) / 2  # from 0
     within = real.shape[1] if ndcg_at is None else ndcg_at
     discount = (1.0 / torch.log2(rank + 2.0)) * (rank < within)
     ideal = grades.masked_fill(~real, 0.0).sort(dim=1, descending=True).values[:, :within]
