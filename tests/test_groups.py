@@ -266,6 +266,9 @@ def test_losses_refuse_data_that_they_cannot_use(config: dict, tmp_path: Path) -
     assert "some.jsonl:1 has; expected pos_logits" in said
     hard = [{"query": "a", "pos": ["sun"], "neg": ["sea"]}]
     assert "learns a teacher's margins" in refused("hard", hard, "pairwise_margin_mse")
+    graded = [{"query": "a", "pos": ["sun", "rain", "sea"], "pos_scores": [3, 1, 0]}]
+    config["max_label"] = 3
+    assert "expected its scores or logits (rankery score)" in refused("graded", graded, "pairwise_margin_mse")
 
 
 @pytest.mark.parametrize("loss", ["listwise_kl", "pairwise_margin_mse"])

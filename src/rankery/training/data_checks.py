@@ -99,11 +99,10 @@ def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
             f"{train.where(without)}: has no teacher's logits, but {train.where(with_logit)} has; expected pos_logits (and "
             f"neg_logits) in every line or in none: loss_type {config.loss_type} learns them"
         )
-    inside = (labels > config.min_label) & (labels < config.max_label)
-    if "pairwise_margin_mse" in names and not (inside.any() or has_logit.any()):
+    if "pairwise_margin_mse" in names and not has_logit.any() and (labels == np.rint(labels)).all():
         problems.append(
-            f"{', '.join(train.paths)}: every label is {config.min_label:g} or {config.max_label:g}, but loss_type "
-            "pairwise_margin_mse learns a teacher's margins; use pairwise_ranknet for labels"
+            f"{', '.join(train.paths)}: every label is an integer, but loss_type pairwise_margin_mse learns a teacher's margins; "
+            "expected its scores or logits (rankery score); use pairwise_ranknet for labels"
         )
     if config.false_negative_margin is not None and not (np.asarray(train.arrays["listed"]) < 0).any():
         problems.append(
