@@ -125,7 +125,7 @@ def quality(arguments: argparse.Namespace) -> None:
     values: dict[str, dict[str, np.ndarray]] = {}
     for name, task in tasks.items():
         if arguments.only in (None, name):
-            tables = trained(task, "listwise_ce", 1e-4, arguments.seeds, "test", arguments, base)
+            tables = trained(task, "listwise_ce", 1e-4, arguments.seeds, "test", arguments)
             values[name] = {key: np.mean([table[key] for table in tables], axis=0) for key in SHOWN}
     rows = {name: {key: float(column.mean()) for key, column in table.items()} for name, table in values.items()}
     print(f"listwise_ce, lr 1e-4, 2 epochs, seeds {arguments.seeds}, test\n{metrics_table(rows)}\n")

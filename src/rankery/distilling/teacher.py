@@ -78,14 +78,22 @@ def block_logits(
         InputError: a score that is not finite.
     """
     pairs = [(record.query, document) for record in records for document in record.documents]
-    total = sum(teacher.weight for teacher in teachers)
-    mean = torch.zeros(len(pairs))
+    logits = []
     for teacher, digest in zip(teachers, digests, strict=True):
-        known = torch.from_numpy(known_logits(teacher.reranker, digest, pairs, store))
-        logits = _one_logit(known, teacher.reranker) / teacher.temperature
-        check_finite(logits.numpy(), records, teacher.name, shared=False)
-        mean += teacher.weight / total * logits
-    return mean.numpy()
+        logits.append(known_logits(teacher.reranker, digest, pairs, store))
+        scores = _one_logit(torch.from_numpy(logits[-1]), teacher.reranker)
+        check_finite(scores.numpy(), records, teacher.name, shared=False)
+    return combined_logits(teachers, logits)
+
+
+def combined_logits(teachers: Sequence[Teacher], logits: Sequence[np.ndarray]) -> np.ndarray:
+    """The weighted mean of teachers' logits after their temperatures, [pairs]; logits are [pairs] or [pairs, labels] each."""
+    total = sum(teacher.weight for teacher in teachers)
+    parts = [
+        teacher.weight / total * _one_logit(torch.from_numpy(values), teacher.reranker) / teacher.temperature
+        for teacher, values in zip(teachers, logits, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0).numpy()
 
 
 def _one_logit(logits: torch.Tensor, reranker: Reranker) -> torch.Tensor:
