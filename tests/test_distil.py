@@ -497,12 +497,13 @@ def test_students_are_checked_before_the_teacher_scores(
         return caught.value.problems
 
     (problem,) = said("./misspelt")
-    assert problem == "model_name_or_path is './misspelt'; there is no such folder"
+    assert problem.startswith("model_name_or_path is './misspelt'; there is no such folder")
     (problem,) = said(config="config/training_listwise.yaml")
     assert problem.startswith(
         "student, distilled: the teacher's scores: label 0.2 is a score, but loss_type listwise_ce"
     )
-    assert problem.endswith("use listwise_kl for scores (distilled.KEY=VALUE is for this training alone)")
+    assert "use listwise_kl for scores" in problem
+    assert problem.endswith("(distilled.KEY=VALUE is for this training alone)")
     single = write_rows(tmp_path / "single.jsonl", [{"query": word, "pos": [word]} for word in WORDS[:4]])
     labels, distilled = said(data=single)
     assert "student, labels: loss_type listwise_ce finds nothing to learn" in labels
