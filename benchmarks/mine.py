@@ -1,12 +1,12 @@
 """Mining: its speed over a large corpus, and what mined negatives bring to a training.
 
     python benchmarks/mine.py speed [--documents 100000 1000000]
-    python benchmarks/mine.py wikiqa --data ../shared/data --scores FOLDER [--seeds 1 2 3]
+    python benchmarks/mine.py wikiqa --data ../shared/data --results FILE [--seeds 1 2 3]
 
 `speed` makes a corpus of 30 to 90 words a document (Zipf's law over a million words, exponent 1) and queries of 8 words by the same
 law, so that a query's words are mostly frequent ones; each size runs in a process of its own. `wikiqa` trains on the given negatives
 alone, and on those and mined ones (BM25 and the base's embeddings in turns, ranks 1 to 30, the training split's own documents), with
-the settings of losses.py, whose FOLDER of scores it shares: a training that is finished there is not run again.
+the settings of losses.py, whose FILE of results it shares: a training that is finished there is not run again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help="folder with wikiqa/")
-    parser.add_argument("--scores", type=Path, help="folder that keeps the scores of finished trainings")
+    parser.add_argument("--results", type=Path, help="file that keeps finished trainings; mined data goes beside it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", choices=["given", "mined"], help="one of the trainings (to share the work)")
     parser.add_argument("--negatives", type=int, default=7)
@@ -58,12 +58,12 @@ def main() -> None:
     if arguments.task == "speed":
         speed(arguments.documents, arguments.queries)
         return
-    if not arguments.data or not arguments.scores:
-        parser.error("wikiqa wants --data and --scores")
+    if not arguments.data or not arguments.results:
+        parser.error("wikiqa wants --data and --results")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    arguments.scores.mkdir(parents=True, exist_ok=True)
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.epochs, arguments.precision = 2, "no"
     quality(arguments)
 
@@ -115,7 +115,7 @@ def measure(folder: Path) -> tuple[float, float, float, float]:
 
 def quality(arguments: argparse.Namespace) -> None:
     given, base = wikiqa(arguments.data / "wikiqa"), base_model_path()
-    file = arguments.scores / f"wikiqa mined {arguments.negatives} to {arguments.last_rank}.jsonl"
+    file = arguments.results.with_name(f"wikiqa mined {arguments.negatives} to {arguments.last_rank}.jsonl")
     summary = mine(
         given.train, file, by=["bm25", str(base)], ranks=(1, arguments.last_rank), negatives=arguments.negatives,
         overwrite=True,
