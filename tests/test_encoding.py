@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,23 @@ def test_cache_is_reused_rebuilt_and_keyed(tmp_path: Path, bert: Path, monkeypat
     encode([path], tokenizer, template, LABELS, folder)
     assert is_cached(folder)
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [key]
+
+
+def test_a_cache_that_another_run_wrote_meanwhile_is_left_to_it(tmp_path: Path, bert: Path) -> None:
+    """It may be reading that cache; `progress` is where the other one comes in."""
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    template = pair_template(tokenizer, 32)
+    path, folder = make_data(tmp_path / "data.jsonl"), tmp_path / "cache" / "name"
+    written = []
+
+    def overtaken(records: Iterator) -> Iterator:
+        encode([path], tokenizer, template, LABELS, folder)
+        written.append((folder / "meta.json").stat().st_ino)
+        yield from records
+
+    encode([path], tokenizer, template, LABELS, folder, overtaken)
+    assert written == [(folder / "meta.json").stat().st_ino]
+    assert [entry.name for entry in folder.parent.iterdir()] == ["name"]
 
 
 def test_pair_lines_of_a_query_are_joined(tmp_path: Path, bert: Path) -> None:

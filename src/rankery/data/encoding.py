@@ -155,9 +155,10 @@ def encode(
         raise InputError(f"{folder.parent}: cannot be written to: {error}; set dataset_cache_dir") from error
     try:
         _write(aside, progress(read_records(paths, labels)), tokenizer, template, paths)
-        if folder.exists():
-            shutil.rmtree(folder)  # half a cache: another version's, or damaged
-        aside.rename(folder)
+        if not is_cached(folder):  # else another run, which may be reading it, was faster
+            if folder.exists():
+                shutil.rmtree(folder)  # half a cache, or a damaged one
+            aside.rename(folder)
     except OSError as error:
         if not is_cached(folder):  # else another run finished the same cache first
             raise InputError(
