@@ -8,13 +8,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankery.data.examples import Draw, Fixed, one_each
+from rankery.data.examples import Draw, Fixed, computed, met, one_each, query_groups, trunks_of
+from rankery.data.packing import packing_of
 from rankery.data.plan import (
     MICRO_BATCH_OVERHEAD,
     MicroBatch,
     Plan,
     computed_tokens,
     cut_points,
+    deal,
     epoch_order,
     fill_points,
 )
@@ -145,6 +147,46 @@ def test_packed_parts_are_few_and_even(tokens: list[int], budget: int) -> None:
     sums = [int(part.sum()) for part in parts]
     assert max(sums) <= budget
     assert len(parts) <= 2 * -(-sum(tokens) // budget)
+
+
+queries = st.lists(
+    st.tuples(st.integers(1, 60), st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60)), min_size=1, max_size=9)),
+    min_size=1, max_size=12,
+)  # fmt: skip
+
+
+@given(queries, st.integers(1, 400), st.integers(1, 3), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_pairs_that_share_a_query_are_within_the_budget(
+    found: list[tuple[int, list[tuple[int, int]]]], budget: int, processes: int, scoring: bool
+) -> None:
+    """As they are laid out, in training and in scoring; a query may be cut differently for a long document."""
+    query = np.repeat(np.arange(len(found)), [len(pairs) for _, pairs in found])
+    heads = np.array([max(head - cut, 0) for head, pairs in found for cut, _ in pairs])
+    lengths = heads + np.array([own for _, pairs in found for _, own in pairs])
+    if scoring:
+        draw, trunks = met("shared", lengths, heads, query, budget)
+        assert len(draw) <= len(lengths)
+    else:
+        trunks = trunks_of(lengths, heads, query)
+        draw = query_groups(query, query, query, lengths, np.arange(len(query)), 0.0, None, 0).draw(0)
+    dealt = deal(np.arange(len(draw)), draw, lengths, processes, budget, "shared", trunks)
+    for micro_batch in (micro_batch for row in dealt for micro_batch in row):
+        for piece in micro_batch.pieces:
+            packing = packing_of(lengths[piece].tolist(), heads[piece].tolist(), query[piece].tolist())
+            tokens = packing.position_ids.shape[1]
+            assert tokens == computed(lengths, trunks, piece).sum()
+            assert tokens <= budget or len(piece) == 1
+    assert sorted(p for row in dealt for m in row if m.weight for p in m.pairs.tolist()) == list(range(len(lengths)))
+
+
+def test_parts_of_a_large_group_each_compute_its_query() -> None:
+    """12 documents of 60 tokens behind 200: 920 tokens at once, and two parts of 560 under a budget of 600."""
+    lengths, heads, query = np.full(12, 260), np.full(12, 200), np.zeros(12, dtype=np.int64)
+    draw = query_groups(query, query, query, lengths, np.arange(12), 0.0, None, 0).draw(0)
+    for budget, parts in ((920, [12]), (600, [6, 6])):
+        ((micro_batch,),) = deal(np.arange(1), draw, lengths, 1, budget, "shared", trunks_of(lengths, heads, query))
+        assert [len(piece) for piece in micro_batch.pieces] == parts
 
 
 def test_one_example_on_two_processes() -> None:

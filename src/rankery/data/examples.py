@@ -140,10 +140,48 @@ def query_groups(
     return DrawnGroups(order, of_query, is_positive, np.asarray(key)[order], lengths[order], size, seed)
 
 
+@dataclass(frozen=True, eq=False)
+class Trunks:
+    """How pairs begin where those that begin alike may compute that once."""
+
+    trunk: np.ndarray  # [P] which one a pair begins with; a query's have neighbouring numbers
+    head: np.ndarray  # [P] its tokens
+
+
+def trunks_of(lengths: np.ndarray, heads: np.ndarray, query: np.ndarray) -> Trunks:
+    """The trunks of all pairs, as `packing_of` lays them out.
+
+    Args:
+        lengths: tokens of each pair, [P].
+        heads: of these, tokens before the document: pairs of one query with as many begin alike.
+        query: index of each pair's query.
+    """
+    head = np.minimum(heads, lengths - 1).astype(np.int64)  # a pair keeps a token of its own, the one that is scored
+    _, trunk = np.unique(query * (head.max(initial=0) + 1) + head, return_inverse=True)
+    return Trunks(trunk, head)
+
+
+def computed(lengths: np.ndarray, trunks: Trunks | None, pairs: np.ndarray, part: np.ndarray | int = 0) -> np.ndarray:
+    """Tokens that each of some pairs adds to its part, [pairs] int64: all of its own, and its trunk's if it is the first of it there.
+
+    Args:
+        lengths: tokens of all pairs, [P].
+        trunks: what they share; None: nothing.
+        pairs: some of them.
+        part: which pass through the model each of them goes in.
+    """
+    tokens = lengths[pairs].astype(np.int64)
+    if trunks is not None:
+        again: np.ndarray = np.ones(len(pairs), dtype=bool)
+        again[np.unique(part * len(lengths) + trunks.trunk[pairs], return_index=True)[1]] = False
+        tokens -= trunks.head[pairs] * again
+    return tokens
+
+
 def met(
     layout: str, lengths: np.ndarray, heads: np.ndarray, query: np.ndarray, budget: int, pairs: np.ndarray | None = None
-) -> tuple[Draw, np.ndarray]:
-    """(the examples of a scoring pass, tokens that each pair computes): pairs alone, or by query where that saves something.
+) -> tuple[Draw, Trunks | None]:
+    """(the examples of a scoring pass, what they share): pairs alone, or by query where that saves something.
 
     Args:
         layout: how pairs go through the model; `shared` lets those of a query meet.
@@ -154,37 +192,25 @@ def met(
         pairs: the ones that take part; None: all.
     """
     if layout != "shared":
-        return one_each(lengths, pairs), lengths
+        return one_each(lengths, pairs), None
     pairs = np.arange(len(lengths)) if pairs is None else pairs
-    tokens = own_tokens(lengths, heads, query)
-    return query_parts(query, tokens, pairs, budget), tokens
+    trunks = trunks_of(lengths, heads, query)
+    return query_parts(query, lengths, trunks, pairs, budget), trunks
 
 
-def query_parts(query: np.ndarray, lengths: np.ndarray, pairs: np.ndarray, budget: int) -> Draw:
+def query_parts(query: np.ndarray, lengths: np.ndarray, trunks: Trunks, pairs: np.ndarray, budget: int) -> Draw:
     """Pairs by query, in as few parts as a token budget allows; arrays are [P], `pairs` the ones that take part."""
-    order = pairs[np.argsort(query[pairs], kind="stable")]
+    order = pairs[np.argsort(trunks.trunk[pairs], kind="stable")]
     parts: np.ndarray = np.empty(len(order), dtype=np.int64)
     part, filled, last = -1, 0, None
-    for i, (of_query, length) in enumerate(zip(query[order].tolist(), lengths[order].tolist(), strict=True)):
-        if of_query != last or filled + length > budget:
-            part, filled, last = part + 1, 0, of_query
-        filled += length
+    columns = (values[order].tolist() for values in (query, trunks.trunk, lengths, trunks.head))
+    for i, (of_query, trunk, length, head) in enumerate(zip(*columns, strict=True)):
+        adds = length - head if last == (of_query, trunk) else length
+        if last is None or of_query != last[0] or filled + adds > budget:
+            part, filled, adds = part + 1, 0, length
+        filled, last = filled + adds, (of_query, trunk)
         parts[i] = part
     return _grouped(order, parts, lengths[order])
-
-
-def own_tokens(lengths: np.ndarray, heads: np.ndarray, query: np.ndarray, most: int | None = None) -> np.ndarray:
-    """Tokens that each pair computes where those of a query share their heads: its own, and a part of the head, [P] int64.
-
-    Args:
-        lengths: tokens of each pair.
-        heads: of these, tokens that the query's other pairs have too.
-        query: index of each pair's query.
-        most: pairs of a query that meet at most; None: all.
-    """
-    meeting = np.bincount(query)[query]
-    meeting = meeting if most is None else np.minimum(meeting, most)
-    return lengths.astype(np.int64) - heads + -(-heads.astype(np.int64) // meeting)
 
 
 def _grouped(pairs: np.ndarray, query: np.ndarray, length: np.ndarray) -> Draw:

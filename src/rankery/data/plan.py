@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from rankery.data.examples import Draw, Examples
+from rankery.data.examples import Draw, Examples, Trunks, computed
 
 MICRO_BATCH_OVERHEAD = 64  # fixed cost of a micro-batch, in tokens: what starting its kernels would have computed
 CUT_WINDOW = 4096  # examples cut at once; longer lists are cut window by window, in order of length
@@ -65,10 +65,11 @@ class Plan:
 
     Args:
         examples: what belongs together.
-        lengths: tokens that each pair of the data computes, [P].
+        lengths: tokens of each pair of the data, [P].
         batch: examples a step: batch_size x gradient_accumulation_steps x processes.
         budget: tokens a pass computes at most, padding included; a longer pair runs alone.
         layout: of the pairs of a pass; see `Layout`.
+        trunks: what pairs share, of layout `shared`.
     """
 
     examples: Examples
@@ -78,6 +79,7 @@ class Plan:
     processes: int
     budget: int
     layout: Layout = "padded"
+    trunks: Trunks | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -91,7 +93,7 @@ class Plan:
     def step(self, number: int) -> Step:
         """Step `number`, cut and dealt."""
         examples, draw = self._drawn(number)
-        dealt = deal(examples, draw, self.lengths, self.processes, self.budget, self.layout)
+        dealt = deal(examples, draw, self.lengths, self.processes, self.budget, self.layout, self.trunks)
         return Step(number, number // self.steps_per_epoch, *self.pairs(number), dealt)
 
     def _drawn(self, number: int) -> tuple[np.ndarray, Draw]:
@@ -110,23 +112,31 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def deal(
-    examples: np.ndarray, draw: Draw, lengths: np.ndarray, processes: int, budget: int, layout: Layout = "padded"
+    examples: np.ndarray,
+    draw: Draw,
+    lengths: np.ndarray,
+    processes: int,
+    budget: int,
+    layout: Layout = "padded",
+    trunks: Trunks | None = None,
 ) -> tuple[tuple[MicroBatch, ...], ...]:
     """Cuts examples of a draw into micro-batches and deals them to processes, longest first, equally many to each."""
     packed = layout != "padded"
 
     def cost(block: np.ndarray) -> int:
         """Tokens that examples compute as one pass, padding included."""
-        real = int(lengths[draw.of(block)].sum())
-        return real if packed else int(draw.lengths[block].max()) * int(draw.sizes[block].sum())
+        if packed:
+            return int(computed(lengths, trunks, draw.of(block)).sum())
+        return int(draw.lengths[block].max()) * int(draw.sizes[block].sum())
 
     by_length = examples[np.argsort(-draw.lengths[examples], kind="stable")]
     blocks: list[np.ndarray] = []
     for start in range(0, len(by_length), CUT_WINDOW):
         window = by_length[start : start + CUT_WINDOW]
         if packed:
-            tokens = np.add.reduceat(lengths[draw.of(window)], np.cumsum(draw.sizes[window]) - draw.sizes[window])
-            points = fill_points(tokens, budget)
+            sizes = draw.sizes[window]
+            own = computed(lengths, trunks, draw.of(window), np.repeat(np.arange(len(window)), sizes))
+            points = fill_points(np.add.reduceat(own, np.cumsum(sizes) - sizes), budget)
         else:
             points = cut_points(draw.sizes[window], draw.lengths[window], budget)
         blocks += np.split(window, points)
@@ -137,7 +147,7 @@ def deal(
         blocks[widest : widest + 1] = halves
         costs[widest : widest + 1] = [cost(half) for half in halves]
     order = sorted(range(len(blocks)), key=lambda i: -costs[i])
-    micro_batches = [_micro_batch(blocks[i], draw, lengths, budget, packed, costs[i]) for i in order]
+    micro_batches = [_micro_batch(blocks[i], draw, lengths, budget, packed, trunks, costs[i]) for i in order]
     while len(micro_batches) % processes:
         micro_batches.append(MicroBatch(draw.of(by_length[-1:])[:1], (1,), weight=0.0))
     rounds = [micro_batches[i : i + processes] for i in range(0, len(micro_batches), processes)]
@@ -147,15 +157,27 @@ def deal(
 
 
 def _micro_batch(
-    block: np.ndarray, draw: Draw, lengths: np.ndarray, budget: int, packed: bool, cost: int
+    block: np.ndarray,
+    draw: Draw,
+    lengths: np.ndarray,
+    budget: int,
+    packed: bool,
+    trunks: Trunks | None,
+    cost: int,
 ) -> MicroBatch:
     """Examples as one micro-batch; a single one that is over the budget is cut by length."""
     pairs, sizes = draw.of(block), tuple(draw.sizes[block].tolist())
     if len(block) > 1 or len(pairs) == 1 or cost <= budget:
         return MicroBatch(pairs, sizes)
     pairs = pairs[np.argsort(-lengths[pairs], kind="stable")]
-    ones: np.ndarray = np.ones(len(pairs), dtype=np.int64)
-    cuts = fill_points(lengths[pairs], budget) if packed else cut_points(ones, lengths[pairs], budget)
+    if not packed:
+        cuts = cut_points(np.ones(len(pairs), dtype=np.int64), lengths[pairs], budget)
+    elif trunks is None:
+        cuts = fill_points(lengths[pairs], budget)
+    else:  # a part that begins amid a trunk computes it again
+        pairs = pairs[np.argsort(trunks.trunk[pairs], kind="stable")]
+        tokens = computed(lengths, trunks, pairs)
+        cuts = fill_points(tokens, budget, lengths[pairs] - tokens)
     return MicroBatch(pairs, sizes, cuts=tuple(cuts))
 
 
@@ -190,27 +212,38 @@ def cut_points(sizes: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[
     return points
 
 
-def fill_points(tokens: np.ndarray, budget: int) -> Sequence[int]:
-    """Where to cut a list of examples of so many tokens: few parts within the budget, about equally full."""
-    total = int(tokens.sum())
-    goal = total / max(-(-total // budget), 1)
+def fill_points(tokens: np.ndarray, budget: int, first: np.ndarray | None = None) -> Sequence[int]:
+    """Where to cut a list of examples of so many tokens: few parts within the budget, about equally full.
+
+    Args:
+        tokens: of each example, [n].
+        budget: tokens of a part at most; a larger example is a part of its own.
+        first: tokens more that each costs as the first of a part; None: nothing.
+    """
+    first = np.zeros_like(tokens) if first is None else first
+    more = int(first.max())
+    parts = max(-(-(int(tokens.sum()) - more) // max(budget - more, 1)), 1)
+    goal = (int(tokens.sum()) + (parts - 1) * more) / parts
     points: list[int] = []
     filled = 0.0
-    for i, count in enumerate(tokens.tolist()):
+    for i, (count, extra) in enumerate(zip(tokens.tolist(), first.tolist(), strict=True)):
         if filled and (filled + count > budget or filled + count / 2 > goal):
             points.append(i)
-            filled = 0.0
+            filled, count = 0.0, count + extra
         filled += count
     return points
 
 
-def computed_tokens(step: Step, lengths: np.ndarray, layout: Layout = "padded") -> int:
+def computed_tokens(step: Step, lengths: np.ndarray, layout: Layout = "padded", trunks: Trunks | None = None) -> int:
     """Tokens that a step computes on all processes, padding and weight-0 repeats included (second passes are not)."""
     total = 0
     for micro_batch in (micro_batch for row in step.micro_batches for micro_batch in row):
         pieces = micro_batch.pieces
         costs = [
-            int(lengths[piece].max() * len(piece) if layout == "padded" else lengths[piece].sum()) for piece in pieces
+            int(lengths[piece].max()) * len(piece)
+            if layout == "padded"
+            else int(computed(lengths, trunks, piece).sum())
+            for piece in pieces
         ]
         total += sum(costs) + (micro_batch.passes - len(costs)) * costs[-1]
     return total

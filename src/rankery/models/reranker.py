@@ -241,8 +241,8 @@ class Reranker:
         budget = default_token_budget(self.model.config, self.device, training=False)
         left = np.arange(len(rows))
         while len(left):
-            draw, tokens = met(self.layout, lengths, heads, queries, budget, left)
-            (micro_batches,) = deal(np.arange(len(draw)), draw, tokens, 1, budget, self.layout)
+            draw, trunks = met(self.layout, lengths, heads, queries, budget, left)
+            (micro_batches,) = deal(np.arange(len(draw)), draw, lengths, 1, budget, self.layout, trunks)
             done = []
             for micro_batch in micro_batches:
                 step = batch_size or len(micro_batch.pairs)

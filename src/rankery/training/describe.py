@@ -46,7 +46,7 @@ def describe(run: Run) -> str:
     config, engine, plan = run.config, run.engine, run.plan
     sampled = [plan.step(number) for number in range(min(50, plan.steps_per_epoch))]
     real = np.array([run.train_data.lengths[step.pairs].sum() for step in sampled])
-    computed = sum(computed_tokens(step, plan.lengths, plan.layout) for step in sampled)
+    computed = sum(computed_tokens(step, plan.lengths, plan.layout, plan.trunks) for step in sampled)
     if plan.layout == "shared":
         spared = (
             f"{100 * (1 - computed / real.sum()):.1f}% of tokens are spared: a query is computed once for its documents"

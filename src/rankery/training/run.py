@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rankery.config import TrainConfig, key_places, load_config
 from rankery.data.encoding import EncodedPairs, default_cache_folder
-from rankery.data.examples import own_tokens
+from rankery.data.examples import trunks_of
 from rankery.data.plan import Plan
 from rankery.data.records import LabelRange
 from rankery.errors import InputError
@@ -142,10 +142,9 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         raise InputError(problems, shared=True)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
     layout = reranker.layout
-    tokens = data["train"].lengths
+    trunks = None
     if layout == "shared" and is_grouped(config.loss_type):
-        query = np.asarray(data["train"].arrays["pair_query"])
-        tokens = own_tokens(tokens, data["train"].heads, query, config.train_group_size)
+        trunks = trunks_of(data["train"].lengths, data["train"].heads, np.asarray(data["train"].arrays["pair_query"]))
     elif layout == "shared":
         layout = "packed"  # single pairs of a query meet by chance only
     budget = engine.on_main(lambda: output.token_budget(config, start))
@@ -166,7 +165,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
             engine.scaler.load_state_dict(start["scaler"])
-    plan = Plan(examples, tokens, config.seed, batch, engine.processes, budget, layout)
+    plan = Plan(examples, data["train"].lengths, config.seed, batch, engine.processes, budget, layout, trunks)
     summary = "\n".join(describe_data(name, encoded) for name, encoded in data.items())
     if dropped:
         summary += (

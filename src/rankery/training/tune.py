@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rankery.config import key_places, load_config
+from rankery.data.examples import computed
 from rankery.errors import InputError
 from rankery.models.budget import keep_large_blocks
 from rankery.training.run import Run, rehearsal
@@ -71,8 +72,8 @@ def measure(run: Run, rounds: int = 3, seconds: float = 2.0) -> Measured:
     while time.perf_counter() - begun < seconds and len(steps) < run.plan.steps_per_epoch:
         steps.append(len(steps))
         _timed(run, steps[-1:])
-    tokens = sum(int(run.plan.lengths[run.plan.pairs(number)[0]].sum()) for number in steps)
-    largest = max(int(run.plan.lengths[run.plan.pairs(number)[0]].sum()) for number in steps)
+    counts = [int(computed(run.plan.lengths, run.plan.trunks, run.plan.pairs(number)[0]).sum()) for number in steps]
+    tokens, largest = sum(counts), max(counts)
     budgets, measured = [SMALLEST], Measured()
     while budgets[-1] < min(largest, LARGEST):
         budgets.append(budgets[-1] * 2)

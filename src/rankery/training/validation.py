@@ -32,8 +32,8 @@ def validation_logits(
         torch.OutOfMemoryError: a sharded engine, which cannot try again.
     """
     while True:
-        draw, tokens = met(layout, data.lengths, data.heads, np.asarray(data.arrays["pair_query"]), budget)
-        shares = deal(np.arange(len(draw)), draw, tokens, engine.processes, budget, layout)
+        draw, trunks = met(layout, data.lengths, data.heads, np.asarray(data.arrays["pair_query"]), budget)
+        shares = deal(np.arange(len(draw)), draw, data.lengths, engine.processes, budget, layout, trunks)
         logits = _local_logits(engine, model, data, shares[engine.process], layout, labels)
         if not engine.sum(torch.tensor([float(logits is None)])).item():
             break
