@@ -37,7 +37,7 @@ SHORTEST_DOCUMENT = 60  # characters; below, little is left to rank by
 BENCHMARK_SHORTEST = 300  # characters; gives pairs of about 200 tokens on average
 POOL_SHARES = {"test": 0.15, "dev": 0.05, "train": 0.8}  # of the documents
 FEWEST_DOCSTRINGS = 200
-EMBEDDED_TOKENS = 96  # enough of a document to find its neighbours, in a third of the time of 256
+EMBEDDED_TOKENS = 96  # what training reads of a pair; enough of a document to find its neighbours
 NEAR_SHARE = 0.5  # of the other candidates, BM25 and cosine together; with fewer random ones, training starts slowly
 SOURCES = ("bm25", "cosine", "random")
 # Of a training target; the rest is the label. With labels alone a short training hardly leaves the prior (docs/decisions.md).
