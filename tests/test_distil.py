@@ -446,6 +446,22 @@ def test_relevant_above_is_for_the_comparison(config: dict, model: Path, tmp_pat
     assert found["BM25"]["metrics"]["MRR@10"] == 0.5
     kept = {kind: yaml.safe_load((out / kind / "config.yaml").read_text()) for kind in STUDENTS}
     assert [kept[kind]["relevant_above"] for kind in STUDENTS] == [1, None]
+    # The students stay as they are; what counts as relevant may be asked anew.
+    distil(model, config["model_name_or_path"], train_file, val, out, overrides={**settings, "relevant_above": 0})
+    assert json.loads((out / "comparison.json").read_text())["BM25"]["metrics"]["MRR@10"] == 1.0
+
+
+def test_held_out_data_has_something_to_find(config: dict, model: Path, tmp_path: Path) -> None:
+    val, out = (
+        write_rows(tmp_path / "val.jsonl", [{"query": "sun", "pos": ["sea", "moon"], "pos_scores": [1, 0]}]),
+        tmp_path / "distil",
+    )
+    with pytest.raises(InputError, match=r"val.jsonl: no document has a label above 1, so every system would be at 0"):
+        distil(
+            model, config["model_name_or_path"], config["train_dataset"], val, out,
+            overrides={"max_label": 3, "relevant_above": 1, "max_len": 48},
+        )  # fmt: skip
+    assert not out.exists()
 
 
 def students(config: str | Path | None = None, **overrides: object) -> dict[str, TrainConfig]:

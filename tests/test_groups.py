@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rankery import InputError, train
 from rankery.config import load_config
 from rankery.objective import LOSSES, POINTWISE
 from rankery.training import step as step_module
+from rankery.training.describe import describe
 from rankery.training.engine import start_engine
 from rankery.training.run import Run, build
 from rankery.training.step import step_batches, train_step
@@ -92,6 +94,11 @@ def test_two_passes_give_the_gradient_of_one(grouped: dict, tmp_path: Path, loss
     two = built({**grouped, **EXACT, "loss_type": loss_type}, token_budget=30, output_dir=str(tmp_path / "two"))
     assert all(work.passes == 1 for work in step_batches(one)[0])
     assert any(work.passes > 2 for work in step_batches(two)[0])
+    assert "of groups" not in describe(one)
+    said = re.search(r"% of groups are larger .* token_budget=(\d+) spares that", describe(two))
+    assert said is not None
+    enough = built({**two.config.model_dump(), "token_budget": int(said[1])}, output_dir=str(tmp_path / "enough"))
+    assert all(work.passes == 1 for work in step_batches(enough)[0])
     a, b = gradients(one), gradients(two)
     assert a.keys() == b.keys()
     scale = max(float(value.abs().max()) for value in a.values())

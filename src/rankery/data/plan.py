@@ -124,10 +124,7 @@ def deal(
     packed = layout != "padded"
 
     def cost(block: np.ndarray) -> int:
-        """Tokens that examples compute as one pass, padding included."""
-        if packed:
-            return int(computed(lengths, trunks, draw.of(block)).sum())
-        return int(draw.lengths[block].max()) * int(draw.sizes[block].sum())
+        return pass_tokens(draw.of(block), lengths, layout, trunks)
 
     by_length = examples[np.argsort(-draw.lengths[examples], kind="stable")]
     blocks: list[np.ndarray] = []
@@ -234,16 +231,17 @@ def fill_points(tokens: np.ndarray, budget: int, first: np.ndarray | None = None
     return points
 
 
+def pass_tokens(pairs: np.ndarray, lengths: np.ndarray, layout: Layout, trunks: Trunks | None) -> int:
+    """Tokens that pairs compute as one pass, padding included."""
+    if layout == "padded":
+        return int(lengths[pairs].max()) * len(pairs)
+    return int(computed(lengths, trunks, pairs).sum())
+
+
 def computed_tokens(step: Step, lengths: np.ndarray, layout: Layout = "padded", trunks: Trunks | None = None) -> int:
     """Tokens that a step computes on all processes, padding and weight-0 repeats included (second passes are not)."""
     total = 0
     for micro_batch in (micro_batch for row in step.micro_batches for micro_batch in row):
-        pieces = micro_batch.pieces
-        costs = [
-            int(lengths[piece].max()) * len(piece)
-            if layout == "padded"
-            else int(computed(lengths, trunks, piece).sum())
-            for piece in pieces
-        ]
+        costs = [pass_tokens(piece, lengths, layout, trunks) for piece in micro_batch.pieces]
         total += sum(costs) + (micro_batch.passes - len(costs)) * costs[-1]
     return total

@@ -90,6 +90,7 @@ def distil(
     held_out = HeldOut(
         list(read_records(expand_paths(val), labels)), labels.min_label, configs["labels"].relevant_above
     )
+    _check_relevant(held_out, val)
     opens = partial(open_teachers, teachers, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
     opened = opens()
     if scores:
@@ -147,6 +148,20 @@ def _check_source(teachers: Sequence[str | Path], scores: object, prompt: str | 
         raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name --teacher")
     if store and scores:
         raise InputError(f"store is {store}, but the scores are given; leave one of them out")
+
+
+def _check_relevant(held_out: HeldOut, val: str | Path | Sequence[str | Path]) -> None:
+    """Whether held-out queries can tell systems apart.
+
+    Raises:
+        InputError: no document of any is relevant.
+    """
+    above = held_out.min_label if held_out.relevant_above is None else held_out.relevant_above
+    if not any(max(record.labels) > above for record in held_out.records):
+        raise InputError(
+            f"{', '.join(map(str, expand_paths(val)))}: no document has a label above {above:g}, so every system would be at 0; "
+            "expected at least one relevant document"
+        )
 
 
 def _claim(output: Path, made_of: Mapping[str, object]) -> None:

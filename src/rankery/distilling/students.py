@@ -121,6 +121,8 @@ def check_students(configs: Mapping[str, TrainConfig], data: Sequence[Path], pro
 def _changes(config: TrainConfig, run: dict[str, Any], processes: int) -> list[str]:
     """What of a training is not as in the run that it would go on with, or take the model of."""
     changes = {key: (repr(old), repr(new)) for key, (old, new) in changed_keys(config, run).items()}
+    if not config.val_dataset:
+        changes.pop("relevant_above", None)  # only the comparison reads it
     step = config.batch_size * config.gradient_accumulation_steps * processes
     if step != run["batch"]:
         changes["batch_size x gradient_accumulation_steps x processes"] = (str(run["batch"]), str(step))

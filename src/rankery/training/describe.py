@@ -5,12 +5,13 @@ Contract: pure functions of what was built; nothing here decides anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rankery.data.encoding import EncodedPairs
-from rankery.data.plan import computed_tokens
+from rankery.data.plan import Plan, Step, computed_tokens, pass_tokens
 from rankery.models.budget import computes_bf16
 from rankery.objective import is_grouped
 
@@ -70,6 +71,20 @@ def describe(run: Run) -> str:
         f"{f', {trained / 1e6:.2f} M of them trained' if trained < total else ''}\n"
         f"{_counted(run.steps, 'step')} ({_counted(config.epochs, 'epoch')} of {plan.steps_per_epoch}), {examples} and about "
         f"{real.mean():.0f} tokens a step, {plan.layout} micro-batches of {plan.budget} tokens, {spared}"
+        f"{_split_groups(plan, sampled)}"
+    )
+
+
+def _split_groups(plan: Plan, sampled: Sequence[Step]) -> str:
+    """What is paid for groups over the token budget, and what would spare it; empty where none is."""
+    split = [micro for step in sampled for process in step.micro_batches for micro in process if micro.cuts]
+    if not split:
+        return ""
+    share = len(split) / sum(len(step.sizes) for step in sampled)
+    largest = max(pass_tokens(micro.pairs, plan.lengths, plan.layout, plan.trunks) for micro in split)
+    return (
+        f"\n{max(share, 0.001):.1%} of groups are larger and computed in parts, once more without gradients: "
+        f"token_budget={largest} spares that, for more memory"
     )
 
 
