@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from rankery import InputError, train
 from rankery.config import load_config
+from rankery.models import budget
 from rankery.objective import LOSSES, POINTWISE
 from rankery.training import step as step_module
 from rankery.training.describe import describe
@@ -104,6 +105,18 @@ def test_two_passes_give_the_gradient_of_one(grouped: dict, tmp_path: Path, loss
     scale = max(float(value.abs().max()) for value in a.values())
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=5e-6 * max(scale, 1.0))
+
+
+def test_a_cpu_computes_groups_whole_if_they_are_not_huge(
+    grouped: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "CPU_BUDGET", 30)
+    whole = built({**grouped, "loss_type": "listwise_kl"}, output_dir=str(tmp_path / "whole"))
+    assert whole.plan.budget > 30
+    assert all(work.passes == 1 for step in range(whole.steps) for work in whole.plan.step(step).micro_batches[0])
+    assert built({**grouped, "loss_type": "point_ce"}, output_dir=str(tmp_path / "pairs")).plan.budget == 30
+    monkeypatch.setattr(budget, "CPU_WHOLE_BYTES", 1)
+    assert built({**grouped, "loss_type": "listwise_kl"}, output_dir=str(tmp_path / "parts")).plan.budget == 30
 
 
 def test_both_passes_draw_the_same_masks(grouped: dict, tmp_path: Path) -> None:

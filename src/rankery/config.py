@@ -148,7 +148,7 @@ class TrainConfig(BaseModel):
     token_budget: int | None = Field(
         None,
         gt=0,
-        description="tokens a micro-batch computes at most, padding included; empty: what rankery tune kept, else chosen for the device",
+        description="tokens a micro-batch computes at most, padding included; empty: what rankery tune kept, else chosen for the device; on a CPU 2,048, more where groups of up to 2 GB want it",
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto", description="pairs end to end in one row, without padding; auto: where the model's family can"

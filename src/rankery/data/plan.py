@@ -131,9 +131,7 @@ def deal(
     for start in range(0, len(by_length), CUT_WINDOW):
         window = by_length[start : start + CUT_WINDOW]
         if packed:
-            sizes = draw.sizes[window]
-            own = computed(lengths, trunks, draw.of(window), np.repeat(np.arange(len(window)), sizes))
-            points = fill_points(np.add.reduceat(own, np.cumsum(sizes) - sizes), budget)
+            points = fill_points(example_tokens(window, draw, lengths, layout, trunks), budget)
         else:
             points = cut_points(draw.sizes[window], draw.lengths[window], budget)
         blocks += np.split(window, points)
@@ -236,6 +234,17 @@ def pass_tokens(pairs: np.ndarray, lengths: np.ndarray, layout: Layout, trunks: 
     if layout == "padded":
         return int(lengths[pairs].max()) * len(pairs)
     return int(computed(lengths, trunks, pairs).sum())
+
+
+def example_tokens(
+    examples: np.ndarray, draw: Draw, lengths: np.ndarray, layout: Layout, trunks: Trunks | None
+) -> np.ndarray:
+    """Tokens that each of some examples computes as a pass of its own, padding included, [examples]."""
+    sizes = draw.sizes[examples]
+    if layout == "padded":
+        return draw.lengths[examples] * sizes
+    own = computed(lengths, trunks, draw.of(examples), np.repeat(np.arange(len(examples)), sizes))
+    return np.add.reduceat(own, np.cumsum(sizes) - sizes)
 
 
 def computed_tokens(step: Step, lengths: np.ndarray, layout: Layout = "padded", trunks: Trunks | None = None) -> int:

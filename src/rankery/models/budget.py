@@ -17,16 +17,27 @@ import torch
 from rankery.models.packing import INNER, PREFIX, packs
 
 CPU_BUDGET = 2048  # activations of a small encoder stay near the caches, and cuts by length stay fine
+CPU_WHOLE_BYTES = 2 << 30  # a group whose activations are smaller is computed whole: its parts would be computed twice
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
 
-def default_token_budget(config: Any, device: torch.device, training: bool) -> int:
-    """Tokens of a micro-batch (padding included) for a transformers config on a device."""
-    if device.type == "cpu":
-        return CPU_BUDGET
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 8 << 30
+def default_token_budget(config: Any, device: torch.device, training: bool, largest: int = 0) -> int:
+    """Tokens of a micro-batch (padding included) for a transformers config on a device.
+
+    The memory of the machine counts on a GPU only; CPUs with less of it would cut another way, and round differently.
+
+    Args:
+        config: of the model.
+        device: that computes.
+        training: whether activations are kept for a backward pass.
+        largest: tokens of the largest example that should not be split.
+    """
     text = config.get_text_config()
     layers, width = text.num_hidden_layers, text.hidden_size
+    if device.type == "cpu":
+        # In fp32 a token takes about 100 bytes for each unit of the model's width in each layer (benchmarks/group_memory.py).
+        return max(CPU_BUDGET, min(largest, CPU_WHOLE_BYTES // (100 * width * layers)))
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 8 << 30
     # About 34 half-precision activations of the model's width a layer are kept for the backward pass (Korthikanti et
     # al. 2022, section 4); a third of the memory is theirs. Prediction keeps a few layers' worth only.
     bytes_per_token = 34 * width * (layers if training else 4)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rankery.config import TrainConfig, key_places, load_config
 from rankery.data.encoding import EncodedPairs, default_cache_folder
 from rankery.data.examples import trunks_of
-from rankery.data.plan import Plan
+from rankery.data.plan import Plan, example_tokens
 from rankery.data.records import LabelRange
 from rankery.errors import InputError
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
@@ -150,7 +150,11 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     budget = engine.on_main(lambda: output.token_budget(config, start))
     if not budget:  # of the smallest device: all processes follow one plan
         tuned = read_tuned(tuned_file(config)).get(tuned_key(config, reranker.model.config, layout, engine.device))
-        own = tuned or default_token_budget(reranker.model.config, engine.device, training=True)
+        largest = 0
+        if is_grouped(config.loss_type):
+            every = np.arange(len(examples))
+            largest = int(example_tokens(every, examples.draw(0), data["train"].lengths, layout, trunks).max())
+        own = tuned or default_token_budget(reranker.model.config, engine.device, training=True, largest=largest)
         budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
     reranker.labels = (config.min_label, config.max_label)
