@@ -7,7 +7,7 @@ The learning rate is chosen with the first seed by nDCG@10 on dev, from the midd
 beyond one that lost is not tried; `--losses point_ce@5e-5` names it); then all seeds are trained at it and measured on test.
 qbqtc has no test split: a tenth of its training queries, taken out before, is its dev, and its dev file the test. FILE keeps
 each finished training, a line with the metrics of every query, so that hours of work can be stopped or shared by processes:
-results/losses.jsonl holds those done so far, of one epoch, and a new file measures anew. Prints a table, and each loss's difference
+results/losses.jsonl holds those of docs/losses.md of one epoch, and a new file measures anew. Prints a table, and each loss's difference
 from point_ce with its 95% interval (bootstrap over queries, seeds averaged).
 """
 
