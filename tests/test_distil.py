@@ -452,15 +452,11 @@ def test_relevant_above_is_for_the_comparison(config: dict, model: Path, tmp_pat
 
 
 def test_held_out_data_has_something_to_find(config: dict, model: Path, tmp_path: Path) -> None:
-    val, out = (
-        write_rows(tmp_path / "val.jsonl", [{"query": "sun", "pos": ["sea", "moon"], "pos_scores": [1, 0]}]),
-        tmp_path / "distil",
-    )
-    with pytest.raises(InputError, match=r"val.jsonl: no document has a label above 1, so every system would be at 0"):
-        distil(
-            model, config["model_name_or_path"], config["train_dataset"], val, out,
-            overrides={"max_label": 3, "relevant_above": 1, "max_len": 48},
-        )  # fmt: skip
+    rows, out = [{"query": "sun", "pos": ["sea", "moon"], "pos_scores": [1, 0]}], tmp_path / "distil"
+    val = write_rows(tmp_path / "val.jsonl", rows)
+    settings = {"max_label": 3, "relevant_above": 1, "max_len": 48}
+    with pytest.raises(InputError, match=r"val.jsonl: no document has a label above 1, so no system could find"):
+        distil(model, config["model_name_or_path"], config["train_dataset"], val, out, overrides=settings)
     assert not out.exists()
 
 

@@ -159,8 +159,8 @@ def _check_relevant(held_out: HeldOut, val: str | Path | Sequence[str | Path]) -
     above = held_out.min_label if held_out.relevant_above is None else held_out.relevant_above
     if not any(max(record.labels) > above for record in held_out.records):
         raise InputError(
-            f"{', '.join(map(str, expand_paths(val)))}: no document has a label above {above:g}, so every system would be at 0; "
-            "expected at least one relevant document"
+            f"{', '.join(map(str, expand_paths(val)))}: no document has a label above {above:g}, so no system could find "
+            "a relevant one; expected at least one"
         )
 
 
