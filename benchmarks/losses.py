@@ -4,11 +4,11 @@
     python benchmarks/losses.py qbqtc --data ../shared/data --results FILE --base DIR
 
 The learning rate is chosen with the first seed by nDCG@10 on dev, from the middle of the rates in the direction that gains (a rate
-beyond one that lost is not tried; `--losses point_ce@5e-5` names it); then all seeds are trained at it and measured on test.
-qbqtc has no test split: a tenth of its training queries, taken out before, is its dev, and its dev file the test. FILE keeps
-each finished training, a line with the metrics of every query, so that hours of work can be stopped or shared by processes:
-results/losses.jsonl holds those of docs/losses.md of one epoch, and a new file measures anew. Prints a table, and each loss's difference
-from point_ce with its 95% interval (bootstrap over queries, seeds averaged).
+beyond one that lost is not tried; `--losses point_ce@5e-5` names it, `listwise_kl+point_ce` a sum); then all seeds are trained at it
+and measured on test. qbqtc has no test split: a tenth of its training queries, taken out before, is its dev, and its dev file the
+test. FILE keeps each finished training, a line with the metrics of every query, so that hours of work can be stopped or shared by
+processes: results/losses.jsonl holds those of docs/losses.md of one epoch, and a new file measures anew. Prints a table, and each
+loss's difference from point_ce with its 95% interval (bootstrap over queries, seeds averaged).
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--losses", nargs="+", default=[name for name in LOSSES if name not in TEACHERS_ONLY])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--queries-a-step", type=int, default=QUERIES_A_STEP, help="of losses that compare documents")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -132,7 +133,13 @@ def trained(
             "precision": arguments.precision,
         }
         key["seed"] = seed
-        kept = [row for row in rows_of(arguments.results) if key.items() <= row.items()]
+        if is_grouped(parts(loss)):
+            key["queries_a_step"] = arguments.queries_a_step
+        kept = [
+            row
+            for row in rows_of(arguments.results)
+            if key.items() <= ({"queries_a_step": QUERIES_A_STEP} | row).items()
+        ]
         row = (
             kept[-1]
             if kept
@@ -146,14 +153,18 @@ def trained(
     return tables
 
 
+def parts(loss: str) -> dict[str, float]:
+    """What `listwise_kl+point_ce` names: each loss with weight 1."""
+    return dict.fromkeys(loss.split("+"), 1.0)
+
+
 def measured(task: Task, key: dict[str, Any], base: Path) -> dict[str, dict[str, list[float]]]:
     """A training, and what its model reaches on each query of both splits."""
-    batch = QUERIES_A_STEP if is_grouped(key["loss"]) else PAIRS_A_STEP
     settings = {
         **task.settings,
-        "loss_type": key["loss"],
+        "loss_type": parts(key["loss"]),
         "lr": key["lr"],
-        "batch_size": batch,
+        "batch_size": key.get("queries_a_step", PAIRS_A_STEP),
         "epochs": key["epochs"],
     }
     found = {}
