@@ -90,6 +90,17 @@ def test_packed_equals_padded(kind: str, inner: str) -> None:
     assert torch.equal(again, expected), "padded pairs take another way where attention packs"
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "electra"])
+def test_the_last_layer_computes_what_the_head_reads(kind: str) -> None:
+    scorer = scorer_of(kind, "sdpa")
+    seen: list[int] = []
+    for layer in scorer.model.base_model.encoder.layer:
+        layer.output.register_forward_hook(lambda module, args, output: seen.append(output.shape[:2].numel()))
+    scorer.model.set_attn_implementation(PREFIX + "sdpa")
+    scorer(*pack(rows()).arguments)
+    assert seen == [sum(LENGTHS), sum(LENGTHS), len(LENGTHS)]
+
+
 def test_a_neighbour_is_never_seen() -> None:
     scorer = scorer_of("bert", "eager")
     scorer.model.set_attn_implementation(PREFIX + "eager")

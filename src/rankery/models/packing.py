@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -51,8 +52,38 @@ def first_tokens(module: Any, args: Any, options: dict[str, Any], output: Any) -
     """A forward hook: packed pairs leave the module as rows of one token, their first, [B, 1, width]."""
     packing = options.get("packing")
     if packing is not None:
-        output.last_hidden_state = output.last_hidden_state[0, packing.first, None]
+        states = output.last_hidden_state[0]
+        # The last layer may have gone on with the first tokens alone.
+        output.last_hidden_state = (states if len(states) == len(packing.first) else states[packing.first])[:, None]
     return output
+
+
+def spare_last_layer(model: Any) -> None:
+    """Has an encoder's last layer go on with the first tokens of packed pairs alone after its attention: a head reads no others.
+
+    That is all of the layer but the projections of queries, keys and values, for encoders that are built like BERT.
+    """
+    layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
+    attention: Any = getattr(layers[-1], "attention", None) if layers else None
+    if attention is None or not isinstance(getattr(attention, "output", None), torch.nn.Module):
+        return
+    attention.register_forward_pre_hook(_note_first, with_kwargs=True)
+    attention.output.register_forward_pre_hook(_cut_to_first)
+
+
+_FIRST: ContextVar[torch.Tensor | None] = ContextVar(
+    "first", default=None
+)  # of the attention that this thread computes
+
+
+def _note_first(module: Any, args: Any, options: dict[str, Any]) -> None:
+    packing = options.get("packing")
+    _FIRST.set(None if packing is None else packing.first)
+
+
+def _cut_to_first(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    first = _FIRST.get()
+    return None if first is None else tuple(states.index_select(1, first) for states in args)
 
 
 def sequence_module(model: Any) -> Any:

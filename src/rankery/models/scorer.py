@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from rankery.data.packing import Packing
-from rankery.models.packing import first_tokens, is_causal, packed_options, sequence_module
+from rankery.models.packing import first_tokens, is_causal, packed_options, sequence_module, spare_last_layer
 
 # Shapes: B pairs, T tokens, N tokens of all pairs, H width of the model, L labels.
 
@@ -30,6 +30,7 @@ class Scorer(torch.nn.Module):
 
     def _watch_output(self) -> None:
         sequence_module(self.model).register_forward_hook(first_tokens, with_kwargs=True)
+        spare_last_layer(self.model)
 
     @property
     def num_labels(self) -> int:
