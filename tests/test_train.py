@@ -180,7 +180,7 @@ def test_whether_training_has_made_it_better_is_said(
     config: dict, tmp_path: Path, capsys: pytest.CaptureFixture, better: bool
 ) -> None:
     """Also by a run that is resumed: what it started from was measured before it was interrupted."""
-    first = train(config, epochs=12)
+    first = train(config, epochs=4)
     chance = ", which had a new head and ordered by chance"
     assert f"The model is better than what it started from{chance}: nDCG@10 0." in capsys.readouterr().out
     assert "base_model:" not in (first / "README.md").read_text()  # which a hub wants to be one of its names
