@@ -69,7 +69,8 @@ def compare(job: Work, arguments: argparse.Namespace) -> None:
         print(json.dumps({"seconds": seconds, "memory": peak_memory()}))
         return
     print(machine())
-    lengths, needed = tokens(job, arguments.base), operations(arguments.base)
+    lengths = tokens(job, arguments.base)
+    needed = {name: operations(arguments.base, lengths, name.startswith("rankery")) for name in arguments.systems}
     rates = {"fp32": matrix_rate(torch.float32), "bf16": matrix_rate(torch.bfloat16)}
     print(
         f"{job.name}: {len(job.pairs)} pairs in {arguments.steps} steps of {BATCH}, max_len {job.max_len}; matrix products: "
@@ -83,7 +84,7 @@ def compare(job: Work, arguments: argparse.Namespace) -> None:
     print(f"\n{'':28} pairs/s   peak MB   of the matrix rate")
     for name, rows in found.items():
         seconds = statistics.median(row["seconds"] for row in rows)
-        share = needed * lengths.sum() / seconds / rates[name.split()[-1]]
+        share = needed[name] / seconds / rates[name.split()[-1]]
         memory = statistics.median(row["memory"] for row in rows) / 1e6
         print(f"{name:28} {len(job.pairs) / seconds:7.2f} {memory:9,.0f} {share:19.0%}")
     print()
@@ -252,15 +253,25 @@ def tokens(job: Work, base: Path) -> np.ndarray:
         return np.array(open_encoded(Path(folder) / "cache", template, LabelRange(), [path]).lengths)
 
 
-def operations(base: Path) -> float:
-    """Floating-point operations of a token, forward and backward: six for each weight of a layer (attention apart)."""
+def operations(base: Path, lengths: np.ndarray, first_alone: bool) -> float:
+    """Floating-point operations of pairs, forward and backward: six for each token and weight of a layer (attention apart).
+
+    With `first_alone` the last layer of a model like BERT has only the first token of each pair after its attention.
+    """
     from transformers import AutoModel
 
-    layers = max(
-        (module for module in AutoModel.from_pretrained(base).modules() if isinstance(module, torch.nn.ModuleList)),
-        key=len,
-    )
-    return 6.0 * sum(parameter.numel() for parameter in layers.parameters() if parameter.dim() > 1)
+    model = AutoModel.from_pretrained(base)
+    layers = max((module for module in model.modules() if isinstance(module, torch.nn.ModuleList)), key=len)
+    every, last = weights(layers), layers[-1]
+    if not first_alone or not hasattr(last, "attention"):
+        return 6.0 * every * float(lengths.sum())
+    spared = weights(last) - weights(last.attention.self)
+    return 6.0 * ((every - spared) * float(lengths.sum()) + spared * len(lengths))
+
+
+def weights(module: torch.nn.Module) -> int:
+    """Of its matrices."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
 
 
 def padding(lengths: np.ndarray) -> str:
