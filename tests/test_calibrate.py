@@ -352,7 +352,7 @@ def test_a_damaged_calibration_does_not_load(model: Path, change: dict, message:
 
 def test_what_is_refused(model: Path, dev: str, bert: Path, tmp_path: Path) -> None:
     """Nothing is written, and nothing scored where the folder says no."""
-    (checkpoint,) = (model.parent / "checkpoints").glob("checkpoint_*")
+    checkpoint = next((model.parent / "checkpoints").glob("checkpoint_*"))
     few = str(make_data(tmp_path / "few.jsonl", 4))
     before = (model / "rankery.json").read_bytes()
     for folder, data, options, message in (
