@@ -27,6 +27,8 @@ from rankery.config import TrainConfig
 from rankery.distilling import compare
 from rankery.distilling import teacher as teacher_module
 from rankery.distilling.compare import distil
+from rankery.distilling.measured import Measured, comparison
+from rankery.distilling.score import open_teachers, score
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.distilling.students import STUDENTS, student_configs
 from rankery.distilling.teacher import Teacher, score_file
@@ -110,6 +112,8 @@ def test_all_shapes_of_data(model: Path, tmp_path: Path) -> None:
             {"query": "moon", "content": "sea", "label": 0},
             {"query": "star", "hits": [{"content": "star", "label": 2}]},
             {"query": "rain", "documents": ["snow", "rain"]},
+            {"query": "snow", "content": "snow"},
+            {"query": "lake", "hits": [{"content": "lake"}]},
         ],
     )
     out = score_file([Teacher(CrossEncoder.from_pretrained(model))], [mixed], tmp_path / "out.jsonl")
@@ -118,7 +122,33 @@ def test_all_shapes_of_data(model: Path, tmp_path: Path) -> None:
         ("moon", ["sea"]),
         ("star", ["star"]),
         ("rain", ["snow", "rain"]),
+        ("snow", ["snow"]),
+        ("lake", ["lake"]),
     ]
+
+
+def test_pair_lines_of_a_query_come_together(
+    config: dict, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are apart, in other blocks and files; a student then learns from whole lists."""
+    listed = {"query": "moon", "pos": ["moon", "sea"]}  # a line of its own, whatever pair lines say of its query
+    pairs = [("moon", "hill"), ("sun", "sea"), ("moon", "moon"), ("star", "star"), ("sun", "sun"), ("moon", "sand")]
+    lines = [{"query": query, "content": text, "label": 0} for query, text in pairs]
+    monkeypatch.setattr(teacher_module, "BLOCK_PAIRS", 2)
+    files = [
+        write_rows(tmp_path / "a.jsonl", [*lines[:2], listed, *lines[2:4]]),
+        write_rows(tmp_path / "b.jsonl", lines[4:]),
+    ]
+    reranker = CrossEncoder.from_pretrained(model)
+    out = score_file([Teacher(reranker)], files, tmp_path / "out.jsonl")
+    found = rows(out)
+    assert [(row["query"], row["pos"]) for row in found] == [
+        ("moon", ["hill", "moon", "sand"]), ("sun", ["sea", "sun"]), ("moon", ["moon", "sea"]), ("star", ["star"]),
+    ]  # fmt: skip
+    for row in found:
+        logits = reranker.compute_score([(row["query"], text) for text in row["pos"]])
+        torch.testing.assert_close(torch.tensor(row["pos_logits"]), logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(row["pos_scores"]), logits.sigmoid(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -341,6 +371,37 @@ def test_several_teachers_are_averaged_in_logit_space(bert: Path, llama: Path, d
     assert alone["pos_scores"][0] == pytest.approx(float(yes / (yes + no)), abs=1e-5)
 
 
+def test_one_prompt_is_for_the_language_models_among_several(bert: Path, llama: Path, tmp_path: Path) -> None:
+    CrossEncoder.from_pretrained(bert, seed=1).save_pretrained(tmp_path / "encoder")
+    encoder, decoder = str(tmp_path / "encoder"), str(llama)
+    preset = "bge-reranker-v2-gemma"
+
+    def asked(*prompt: str, models: tuple[str, ...] = (encoder, decoder)) -> list[str]:
+        opened = open_teachers(models, prompt=list(prompt))
+        return [getattr(one.reranker, "prompt", None) and one.reranker.prompt.query_format for one in opened]
+
+    wanted = [None, LLMDecoder.from_pretrained(llama, prompt=preset).prompt.query_format]
+    assert asked(preset) == asked("none", preset) == wanted
+    assert asked(preset, models=(decoder,)) == wanted[1:]
+    for prompts in ([preset], [preset, preset]):
+        with pytest.raises(InputError, match="is an encoder, which takes none"):
+            asked(*prompts, models=(encoder, encoder))
+    with pytest.raises(InputError, match="expected one, or one for each of 2 models"):
+        score([encoder, decoder], "none.jsonl", tmp_path / "out.jsonl", prompt=[preset] * 3)
+
+
+def test_a_teacher_may_read_less_of_long_documents(model: Path, tmp_path: Path) -> None:
+    """One that rankery has not saved: those that it has keep what they were trained with."""
+    (model / "rankery.json").unlink()
+    data = write_rows(tmp_path / "long.jsonl", [{"query": "sun", "documents": ["sea " * 12 + "sun", "sea " * 12]}])
+    words = ["score", "--model", str(model), "--data", str(data), "--output"]
+    assert main([*words, str(tmp_path / "whole.jsonl")]) == 0
+    assert main([*words, str(tmp_path / "cut.jsonl"), "--max-length", "12"]) == 0
+    (whole,), (cut,) = (rows(tmp_path / f"{name}.jsonl") for name in ("whole", "cut"))
+    assert cut["pos_logits"][0] == pytest.approx(cut["pos_logits"][1], abs=1e-6)
+    assert whole["pos_logits"][0] != pytest.approx(whole["pos_logits"][1], abs=1e-4)
+
+
 def test_bad_input(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def said(*words: str) -> str:
         assert main(["score", "--model", str(model), *words]) == 2
@@ -466,6 +527,25 @@ def students(config: str | Path | None = None, **overrides: object) -> dict[str,
     return student_configs(
         "base", config, keys, {"labels": [Path("a.jsonl")], "distilled": [Path("b.jsonl")]}, Path("out")
     )
+
+
+def test_grades_and_scores_are_validated_apart(bert: Path, tmp_path: Path) -> None:
+    """Both trainings read val_dataset by the range of what they learn."""
+    files = {kind: [tmp_path / f"{kind}.jsonl"] for kind in STUDENTS}
+    settings = {"max_label": 3, "val_dataset": "val.jsonl"}
+    with pytest.raises(InputError, match=r"labels are from 0 to 3, and the distilled student's scores from 0 to 1"):
+        student_configs(str(bert), None, settings, files, tmp_path)
+    for key in ("labels.val_dataset", "distilled.val_dataset"):
+        student_configs(str(bert), None, {"max_label": 3, key: "val.jsonl"}, files, tmp_path)
+
+
+def test_a_teacher_that_finds_nothing_is_compared_too() -> None:
+    def row(value: float) -> Measured:
+        return Measured({name: np.array([value, value]) for name in ("nDCG@10", "MAP")}, 1000, 10.0)
+
+    names = ["teacher", *STUDENTS.values()]
+    table = comparison(dict(zip(names, map(row, (0, 0.4, 0.5)), strict=True)))
+    assert "keeps 0.5000 to 0 of the teacher's nDCG@10" in table
 
 
 def test_a_file_replaces_what_it_names(tmp_path: Path) -> None:

@@ -220,6 +220,13 @@ def test_false_negatives_are_left_out(config: dict, tmp_path: Path, capsys: pyte
     data = str(write_rows(tmp_path / "plain.jsonl", plain))
     with pytest.raises(InputError, match="lists no documents as negatives"):
         train(config, train_dataset=data, val_dataset=None, false_negative_margin=0.0, overwrite=True)
+    for row in (
+        {"query": "a", "pos": ["sun"], "neg": ["sea"]},
+        {"query": "a", "pos": ["sun"], "neg": ["sea"], "pos_logits": [2], "neg_logits": [1]},
+    ):
+        data = str(write_rows(tmp_path / "plain.jsonl", [row]))
+        with pytest.raises(InputError, match=r"no document that \S+plain.jsonl lists as a negative has a score"):
+            train(config, train_dataset=data, val_dataset=None, false_negative_margin=0.0, overwrite=True)
 
 
 def test_lists_are_labels_where_scores_filter_negatives(config: dict, tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ def test_the_last_layer_computes_what_the_head_reads(kind: str) -> None:
     assert seen == [sum(LENGTHS), sum(LENGTHS), len(LENGTHS)]
 
 
+def test_hooks_are_no_obstacle_to_export() -> None:
+    """Padded pairs in transformers' own model, as somebody may export it."""
+    model = scorer_of("bert", "sdpa").model
+    ids = torch.randint(4, 50, (2, 9))
+    exported = torch.export.export(model, (ids,), strict=True).module()
+    torch.testing.assert_close(exported(ids).logits, model(ids).logits)
+
+
 def test_a_neighbour_is_never_seen() -> None:
     scorer = scorer_of("bert", "eager")
     scorer.model.set_attn_implementation(PREFIX + "eager")

@@ -70,9 +70,11 @@ def joined() -> Group:
 
 
 def own_device(wanted: str | None) -> str | None:
-    """The accelerator of this process, where a launcher gave each its own."""
+    """The accelerator of this process, where a launcher gave each its own; `cuda` asks for one of its kind, `cuda:1` for that one."""
     import torch
 
-    if wanted is None and "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
-        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    if "LOCAL_RANK" in os.environ and torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        if wanted is None or (kind is not None and wanted == kind.type):
+            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     return wanted

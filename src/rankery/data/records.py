@@ -59,7 +59,12 @@ class LabelRange:
     min_label: float = 0.0
     max_label: float = 1.0
     strict: bool = True  # False: labels outside are no error, logits are not read (data that nobody learns from)
-    needed: bool = True  # False: {"query", "documents"} lines are read too, and no positive has to be among the labels
+    needed: bool = True  # False: lines without labels are read too, and no positive has to be among them
+
+    @property
+    def missing(self) -> float | None:
+        """The label of a pair that has none; None: it has to have one."""
+        return None if self.needed else self.min_label
 
 
 ANY_LABEL = LabelRange(strict=False, needed=False)  # of data that is read for its texts
@@ -184,9 +189,9 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
     if not is_text(row.get("query")):
         problems.append(f'{where}: "query" is {kind_of(row.get("query"))}; expected a string')
     if "content" in row:
-        pairs: Pairs = [(row["content"], row.get("label"), '"content"', '"label"')]
+        pairs: Pairs = [(row["content"], row.get("label", labels.missing), '"content"', '"label"')]
     elif "hits" in row:
-        pairs = _hits(row["hits"], where, problems)
+        pairs = _hits(row["hits"], labels, where, problems)
     elif "pos" in row or "neg" in row:
         has_lists = True
         problems += misspelt(row, where)
@@ -220,12 +225,12 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
 Pairs = list[tuple[Any, Any, str, str]]  # text, label, and what to call each in a message
 
 
-def _hits(hits: Any, where: str, problems: list[str]) -> Pairs:
+def _hits(hits: Any, labels: LabelRange, where: str, problems: list[str]) -> Pairs:
     if not isinstance(hits, list) or not all(isinstance(hit, dict) for hit in hits):
         problems.append(f'{where}: "hits" is {kind_of(hits)}; expected a list of {{"content", "label"}} objects')
         return []
     return [
-        (hit.get("content"), hit.get("label"), f'"content" of hit {i}', f'"label" of hit {i}')
+        (hit.get("content"), hit.get("label", labels.missing), f'"content" of hit {i}', f'"label" of hit {i}')
         for i, hit in enumerate(hits, 1)
     ]
 

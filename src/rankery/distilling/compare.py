@@ -20,7 +20,7 @@ from rankery.data.files import content_digest, expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.distilling.launched import check_processes, score_launched, train_launched
 from rankery.distilling.measured import HeldOut, Measured, comparison, measure, plain
-from rankery.distilling.score import check_shares, open_teachers
+from rankery.distilling.score import check_prompts, check_shares, open_teachers
 from rankery.distilling.store import teacher_digest
 from rankery.distilling.students import STUDENTS, check_students, student_configs
 from rankery.distilling.teacher import fingerprint, score_file, write_whole
@@ -43,7 +43,7 @@ def distil(
     scores: str | Path | Sequence[str | Path] = (),
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
-    prompt: str | None = None,
+    prompt: str | Sequence[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     config: str | Path | None = None,
@@ -62,7 +62,7 @@ def distil(
         scores: files with a teacher's scores of the training data, where they are there already; `teacher` is then only measured.
         weights: one number above 0 for each teacher; None: all count alike.
         temperatures: what each teacher's logits are divided by; None: 1.
-        prompt: preset for a teacher that rankery has not saved.
+        prompt: preset for teachers that rankery has not saved, or one for each, as for `rankery.score`.
         device: of whatever is scored and measured, as for `from_pretrained`; trainings choose theirs as `train` does.
         dtype: same.
         config: YAML file with settings of both trainings.
@@ -78,6 +78,7 @@ def distil(
     teachers = [teacher] if isinstance(teacher, str | Path) else list(teacher or ())
     _check_source(teachers, scores, prompt, store)
     check_shares(len(teachers), weights, temperatures)
+    check_prompts(len(teachers), prompt)
     paths, output = expand_paths(data), Path(output)
     scored = expand_paths(scores) if scores else [output / SCORED_FILE]
     configs = student_configs(str(student), config, overrides or {}, {"labels": paths, "distilled": scored}, output)
@@ -91,7 +92,7 @@ def distil(
         list(read_records(expand_paths(val), labels)), labels.min_label, configs["labels"].relevant_above
     )
     _check_relevant(held_out, val)
-    opens = partial(open_teachers, teachers, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
+    opens = partial(open_teachers, teachers, weights, temperatures, prompt, device=device, dtype=dtype)
     opened = opens()
     if scores:
         _claim(output, {"data": content_digest(paths), "scores": content_digest(scored)})
@@ -136,7 +137,7 @@ def _train(config: TrainConfig, processes: int) -> None:
         train_launched(processes, config)
 
 
-def _check_source(teachers: Sequence[str | Path], scores: object, prompt: str | None, store: str | Path | None) -> None:
+def _check_source(teachers: Sequence[str | Path], scores: object, prompt: object, store: str | Path | None) -> None:
     """Whether it is said where the teacher's scores come from, and nothing that is not used.
 
     Raises:

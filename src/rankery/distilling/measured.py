@@ -71,9 +71,14 @@ def comparison(rows: Mapping[str, Measured]) -> str:
             lines.append(f"{name}: {row.parameters / 1e6:.1f} M parameters, {row.pairs_per_second:.0f} pairs/s here")
     labelled, distilled = (rows[name] for name in STUDENTS.values())
     if "teacher" in rows:
-        teacher, share = rows["teacher"], means[STUDENTS["distilled"]][KEPT] / means["teacher"][KEPT]
+        teacher, whole = rows["teacher"], means["teacher"][KEPT]
+        share = (
+            f"{means[STUDENTS['distilled']][KEPT] / whole:.1%}"
+            if whole
+            else f"{means[STUDENTS['distilled']][KEPT]:.4f} to 0"
+        )
         lines.append(
-            f"\nthe distilled student keeps {share:.1%} of the teacher's {KEPT}, with 1/{teacher.parameters / distilled.parameters:.1f} "
+            f"\nthe distilled student keeps {share} of the teacher's {KEPT}, with 1/{teacher.parameters / distilled.parameters:.1f} "
             f"of its parameters, at {distilled.pairs_per_second / teacher.pairs_per_second:.1f} times its speed"
         )
     for key in (KEPT, "MAP"):

@@ -13,9 +13,9 @@ from typing import Any
 
 from rankery.data.files import expand_paths
 from rankery.distilling.parts import is_delivered
-from rankery.distilling.teacher import Teacher, check_output, score_file
+from rankery.distilling.teacher import Teacher, check_output, checked_pairs, score_file
 from rankery.errors import InputError
-from rankery.models.opening import open_reranker
+from rankery.models.opening import open_reranker, takes_prompt
 from rankery.processes import Group
 
 
@@ -26,9 +26,11 @@ def score(
     *,
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
-    prompt: str | None = None,
+    prompt: str | Sequence[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    max_len: int | None = None,
+    trust_remote_code: bool = False,
     store: str | Path | None = None,
     keep_lists: bool = False,
     overwrite: bool = False,
@@ -44,9 +46,12 @@ def score(
         output: file to write; it appears when all is done.
         weights: one number above 0 for each model; None: all count alike.
         temperatures: what each model's logits are divided by; None: 1.
-        prompt: preset to ask language models with, as for `LLMDecoder.from_pretrained`.
+        prompt: preset to ask language models with that rankery has not saved, as for `LLMDecoder.from_pretrained`; or one for each
+            model, "none" for those that take none.
         device: as for `from_pretrained`.
         dtype: same.
+        max_len: same; tokens of a pair at most, of models that rankery has not saved (None: 512).
+        trust_remote_code: same.
         store: file that keeps logits by content, for other data sets and runs.
         keep_lists: write documents of `neg` apart, with `neg_scores`, for a false_negative_margin; else `pos` holds all.
         overwrite: replace `output` if it is there.
@@ -58,13 +63,16 @@ def score(
     """
     named = [models] if isinstance(models, (str, Path)) else list(models)
     check_shares(len(named), weights, temperatures)
+    check_prompts(len(named), prompt)
     paths, group = expand_paths(data), group or Group()
     if group.process == 0:
         check_output(Path(output), paths, overwrite or is_delivered(Path(output)))
-    teachers = open_teachers(named, weights, temperatures, prompt=prompt, device=device, dtype=dtype)
+    pairs = checked_pairs(paths, keep_lists)
+    options = {"device": device, "dtype": dtype, "max_len": max_len, "trust_remote_code": trust_remote_code}
+    teachers = open_teachers(named, weights, temperatures, prompt, **options)
     return score_file(
         teachers, paths, Path(output), keep_lists=keep_lists, overwrite=overwrite, store=Path(store) if store else None,
-        process=group.process, processes=group.processes, meet=group.meet,
+        process=group.process, processes=group.processes, meet=group.meet, pairs=pairs,
     )  # fmt: skip
 
 
@@ -83,11 +91,38 @@ def open_teachers(
     models: Sequence[str | Path],
     weights: Sequence[float] | None = None,
     temperatures: Sequence[float] | None = None,
+    prompt: str | Sequence[str] | None = None,
     **options: Any,
 ) -> list[Teacher]:
-    """The models as teachers; `options` as for `open_reranker`."""
+    """The models as teachers; prompts as for `score`, `options` as for `open_reranker`."""
     ones = [1.0] * len(models)
+    prompts = _prompts(models, prompt, **options)
     return [
-        Teacher(open_reranker(model, **options), weight, temperature, str(model))
-        for model, weight, temperature in zip(models, weights or ones, temperatures or ones, strict=True)
+        Teacher(open_reranker(model, asked, **options), weight, temperature, str(model))
+        for model, asked, weight, temperature in zip(
+            models, prompts, weights or ones, temperatures or ones, strict=True
+        )
     ]
+
+
+def check_prompts(models: int, prompt: str | Sequence[str] | None) -> None:
+    """Whether there is one prompt, or one for each model.
+
+    Raises:
+        InputError: there is not.
+    """
+    if prompt is not None and not isinstance(prompt, str) and len(prompt) not in (1, models):
+        raise InputError(
+            f'prompt is {list(prompt)}; expected one, or one for each of {models} models ("none" for those that take none)'
+        )
+
+
+def _prompts(models: Sequence[str | Path], prompt: str | Sequence[str] | None, **options: Any) -> list[str | None]:
+    """The prompt of each model. One for several is for those that take one; where none does, opening says so."""
+    if prompt is None:
+        return [None] * len(models)
+    if not isinstance(prompt, str) and len(prompt) == len(models) > 1:
+        return [None if one == "none" else one for one in prompt]
+    (one,) = [prompt] if isinstance(prompt, str) else prompt
+    takes = [len(models) == 1 or takes_prompt(model, **options) for model in models]
+    return [one if taken or not any(takes) else None for taken in takes]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ import numpy as np
 
 from rankery.config import TrainConfig, load_config
 from rankery.config_yaml import read_yaml
+from rankery.data.files import text_hash
 from rankery.data.records import ANY_LABEL, read_records
-from rankery.distilling.teacher import blocks_of
 from rankery.errors import InputError
 from rankery.training.output import RUN_FILE, changed_keys, read_run
 from rankery.training.run import rehearsal
@@ -67,7 +68,16 @@ def student_configs(
         values |= {"model_name_or_path": student, "resume": False, "overwrite": False}
         return load_config(config, values | own)
 
-    return for_both(configured)
+    configs = for_both(configured)
+    labels, distilled = configs["labels"], configs["distilled"]
+    ranges = [(one.min_label, one.max_label) for one in (labels, distilled)]
+    if ranges[0] != ranges[1] and distilled.val_dataset and distilled.val_dataset == labels.val_dataset:
+        raise InputError(
+            f"val_dataset is set for both trainings, but its labels are from {ranges[0][0]:g} to {ranges[0][1]:g}, and the distilled "
+            f"student's scores from {ranges[1][0]:g} to {ranges[1][1]:g}, which its val_dataset is read by too; use "
+            "labels.val_dataset=FILE, and distilled.val_dataset=FILE for a file with scores"
+        )
+    return configs
 
 
 def for_both(work: Callable[[str], T]) -> dict[str, T]:
@@ -145,7 +155,15 @@ def _rehearse(config: TrainConfig, data: Sequence[Path], folder: Path) -> None:
 
 def _write_stand_in(data: Sequence[Path], file: Path) -> None:
     """Scores as a teacher gives them, of the query with the most documents: enough to learn from if any query is."""
-    rows = (row for block in blocks_of(read_records(data, ANY_LABEL)) for row in block)
-    largest = max(([text for record in row for text in record.documents] for row in rows), key=len)
+    apart = Counter(text_hash(record.query) for record in read_records(data, ANY_LABEL) if record.is_pair_line)
+    query = apart.most_common(1)[0][0] if apart else None
+    largest: Sequence[str] = []
+    of_query: list[str] = []
+    for record in read_records(data, ANY_LABEL):
+        if not record.is_pair_line:
+            largest = max(largest, record.documents, key=len)
+        elif text_hash(record.query) == query:
+            of_query += record.documents
+    largest = max(largest, of_query, key=len)
     scores = np.linspace(0, 1, len(largest) + 2)[1:-1].tolist()
     file.write_text(json.dumps({"query": "the largest group's", "pos": largest, "pos_scores": scores}) + "\n")

@@ -4,19 +4,23 @@
 
 Contract: blocks are cut by the input alone, and a block's scores depend on the block alone; so a run that was killed, or ran in
 several processes, writes the same bytes as one that was not. The output has `query`, `pos` (all documents, or with
-keep_lists those of `pos`, and `neg` apart), `pos_scores` in [0, 1] and `pos_logits`. Cost: one forward pass a pair; the logits twice on the disk for a while. Rejected: appending to the
-output (half a line after a kill, and an order that depends on who was first).
+keep_lists those of `pos`, and `neg` apart), `pos_scores` in [0, 1] and `pos_logits`; pair lines of a query, wherever they stand, are
+one line, where the first stood. Cost: one forward pass a pair; the logits twice on the disk for a while, and the output where pair
+lines of a query are apart. Rejected: appending to the output (half a line after a kill, and an order that depends on who was first).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rankery.data.files import content_digest, expand_paths, written_whole
+from rankery.data.files import content_digest, expand_paths, text_hash, written_whole
 from rankery.data.records import ANY_LABEL, MAX_COLLECTED, QueryRecord, check_records, read_records
 from rankery.distilling.parts import Parts, is_delivered, write_whole
 from rankery.distilling.store import Store, pair_key, teacher_digest
@@ -114,6 +118,7 @@ def score_file(
     process: int = 0,
     processes: int = 1,
     meet: Callable[[], object] = lambda: None,
+    pairs: int | None = None,
 ) -> Path:
     """Scores every (query, document) of the data and writes the distillation format to `output`; returns it.
 
@@ -130,6 +135,7 @@ def score_file(
         process: this process's number.
         processes: how many share the work.
         meet: returns when all of them have called it.
+        pairs: what `checked_pairs` found; None: the data has not been checked yet.
 
     Raises:
         InputError: data that cannot be read, an output that is there or among the data, half a run of other data or teachers, a
@@ -138,9 +144,8 @@ def score_file(
     paths = expand_paths([str(path) for path in data])
     if process == 0:
         check_output(output, paths, overwrite or is_delivered(output))
-    summary = check_records(paths, ANY_LABEL)
-    if keep_lists:
-        check_lists(paths)
+    if pairs is None:
+        pairs = checked_pairs(paths, keep_lists)
     digests = [teacher_digest(teacher.reranker) for teacher in teachers]
     parts = Parts(output, {**fingerprint(paths, teachers, digests), "keep_lists": keep_lists})
     if process == 0:
@@ -152,7 +157,7 @@ def score_file(
     meet()  # nobody comes so late that the first has written the output and removed the folder
     if not is_assembled:
         blocks = blocks_of(read_records(paths, ANY_LABEL))
-        progress = _Progress(summary.pairs, sum(stored.values()), process == 0)
+        progress = _Progress(pairs, sum(stored.values()), process == 0)
         kept = Store(store) if store is not None else None
         for index, block in enumerate(blocks):
             if index in stored:
@@ -189,6 +194,21 @@ def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     existing = next(parent for parent in output.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"output is {output}, but {existing} cannot be written to; choose another place")
+
+
+def checked_pairs(paths: Sequence[Path], keep_lists: bool) -> int:
+    """How many pairs there are to score.
+
+    Raises:
+        InputError: with everything that is wrong with the data.
+    """
+    try:
+        summary = check_records(paths, ANY_LABEL)
+        if keep_lists:
+            check_lists(paths)
+    except InputError as error:
+        raise InputError(error.problems, shared=True) from None  # all processes read the same
+    return summary.pairs
 
 
 def check_lists(paths: Sequence[Path]) -> None:
@@ -236,17 +256,56 @@ def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str
 
 def _assemble(parts: Parts, paths: Sequence[Path], keep_lists: bool) -> None:
     """The output from the blocks of all processes; the launcher ends all if one of them fails."""
+    rows = _rows_with_logits(parts, paths)
+    lines = ((is_pair_line, _scored(row, logits, keep_lists)) for is_pair_line, row, logits in rows)
     with written_whole(parts.whole) as file:
-        for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
-            while not parts.part(index).is_file():
-                time.sleep(0.05)
-            logits, at = np.fromfile(parts.part(index), dtype="<f4"), 0
-            for records in block:
-                size = sum(len(record.documents) for record in records)
-                line = json.dumps(_scored(records, logits[at : at + size], keep_lists), ensure_ascii=False)
-                file.write(f"{line}\n".encode())
-                at += size
+        for line in _brought_together(lines) if _are_apart(paths) else (line for _, line in lines):
+            file.write(f"{_as_json(line)}\n".encode())
     parts.mark_assembled()
+
+
+def _rows_with_logits(parts: Parts, paths: Sequence[Path]) -> Iterator[tuple[bool, Row, np.ndarray]]:
+    """(whether pair lines, row, its logits), in the order of the data."""
+    for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
+        while not parts.part(index).is_file():
+            time.sleep(0.05)
+        logits, at = np.fromfile(parts.part(index), dtype="<f4"), 0
+        for row in block:
+            size = sum(len(record.documents) for record in row)
+            yield row[0].is_pair_line, row, logits[at : at + size]
+            at += size
+
+
+def _are_apart(paths: Sequence[Path]) -> bool:
+    """Whether pair lines of a query have other lines between them."""
+    seen: set[int] = set()
+    for row in _rows(read_records(paths, ANY_LABEL)):
+        if row[0].is_pair_line:
+            query = text_hash(row[0].query)
+            if query in seen:
+                return True
+            seen.add(query)
+    return False
+
+
+def _brought_together(lines: Iterable[tuple[bool, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Lines in order, but those of pair lines of one query joined where the first stood; they wait on the disk, not in memory."""
+    places: dict[int, int] = {}
+    with closing(sqlite3.connect("")) as waiting:  # a temporary file
+        waiting.execute("CREATE TABLE line (place INTEGER, text TEXT)")
+        for number, (is_pair_line, line) in enumerate(lines):
+            place = places.setdefault(text_hash(line["query"]), number) if is_pair_line else number
+            waiting.execute("INSERT INTO line VALUES (?, ?)", (place, _as_json(line)))
+        for _, same in groupby(waiting.execute("SELECT place, text FROM line ORDER BY place, rowid"), itemgetter(0)):
+            first, *others = (json.loads(text) for _, text in same)
+            for other in others:
+                for key in first.keys() - {"query"}:
+                    first[key] += other[key]
+            yield first
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False)
 
 
 def _scored(records: Row, logits: np.ndarray, keep_lists: bool) -> dict[str, Any]:

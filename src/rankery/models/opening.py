@@ -35,8 +35,7 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
     if contract is not None:
         is_decoder, head = contract["model_type"] == LLMDecoder.model_type, None
     else:
-        hub = {key: value for key, value in options.items() if key in ("trust_remote_code", "revision", "cache_dir")}
-        is_decoder, head = decoder_kind(name, hub)
+        is_decoder, head = decoder_kind(name, _of_hub(options))
     if is_decoder:
         return LLMDecoder.from_pretrained(name, prompt=prompt, head=head, **options)
     if prompt is not None:
@@ -49,7 +48,17 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
             raise InputError(str(warning)) from None
 
 
-def check_model(model: str | Path) -> None:
+def takes_prompt(model: str | Path, **options: Any) -> bool:
+    """Whether it is a decoder that rankery has not saved, with a prompt of its own; `options` as for `open_reranker`."""
+    name = os.path.expanduser(model)
+    return read_contract(Path(name)) is None and decoder_kind(name, _of_hub(options))[0]
+
+
+def _of_hub(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key in ("trust_remote_code", "revision", "cache_dir")}
+
+
+def check_model(model: str | Path, **options: Any) -> None:
     """Whether something is there that `open_reranker` may open; reads no weights.
 
     Raises:
@@ -57,7 +66,7 @@ def check_model(model: str | Path) -> None:
     """
     name = os.path.expanduser(model)
     if read_contract(Path(name)) is None:
-        decoder_kind(name, {})
+        decoder_kind(name, _of_hub(options))
 
 
 def decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:

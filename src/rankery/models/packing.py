@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -65,25 +64,24 @@ def spare_last_layer(model: Any) -> None:
     """
     layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
     attention: Any = getattr(layers[-1], "attention", None) if layers else None
-    if attention is None or not isinstance(getattr(attention, "output", None), torch.nn.Module):
+    if not all(isinstance(getattr(attention, part, None), torch.nn.Module) for part in ("self", "output")):
         return
-    attention.register_forward_pre_hook(_note_first, with_kwargs=True)
-    attention.output.register_forward_pre_hook(_cut_to_first)
+    attention.self.register_forward_hook(_cut_to_first, with_kwargs=True)
+    attention.output.register_forward_pre_hook(_cut_the_same)
 
 
-_FIRST: ContextVar[torch.Tensor | None] = ContextVar(
-    "first", default=None
-)  # of the attention that this thread computes
-
-
-def _note_first(module: Any, args: Any, options: dict[str, Any]) -> None:
+def _cut_to_first(module: Any, args: Any, options: dict[str, Any], output: tuple[Any, ...]) -> tuple[Any, ...] | None:
     packing = options.get("packing")
-    _FIRST.set(None if packing is None else packing.first)
+    if packing is None:
+        return None
+    context = output[0].index_select(1, packing.first)
+    context.first = packing.first  # for the module that takes both this and what it is added to
+    return (context, *output[1:])
 
 
-def _cut_to_first(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-    first = _FIRST.get()
-    return None if first is None else tuple(states.index_select(1, first) for states in args)
+def _cut_the_same(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    context, residual = args
+    return None if len(context[0]) == len(residual[0]) else (context, residual.index_select(1, context.first))  # type: ignore[attr-defined]
 
 
 def sequence_module(model: Any) -> Any:

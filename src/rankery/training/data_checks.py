@@ -40,6 +40,12 @@ def without_false_negatives(config: TrainConfig, data: EncodedPairs) -> np.ndarr
     return np.flatnonzero(~false_negatives(query, score, is_negative, config.false_negative_margin))
 
 
+def _are_unscored(data: EncodedPairs, min_label: float) -> bool:
+    """Whether every document listed as a negative has the label of lists without scores."""
+    negatives = np.asarray(data.arrays["label"])[np.asarray(data.arrays["listed"]) < 0]
+    return bool((negatives == min_label).all())
+
+
 def learnt_together(config: TrainConfig, data: EncodedPairs, kept: np.ndarray) -> Examples:
     """What is learnt from together: single pairs of those that take part, or the groups of queries."""
     arrays = data.arrays
@@ -108,6 +114,11 @@ def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
         problems.append(
             f"false_negative_margin is {config.false_negative_margin:g}, but {', '.join(train.paths)} lists no documents as "
             'negatives; expected lines with "pos", "neg", "pos_scores" and "neg_scores" (rankery score --keep-lists)'
+        )
+    elif config.false_negative_margin is not None and _are_unscored(train, config.min_label):
+        problems.append(
+            f"false_negative_margin is {config.false_negative_margin:g}, but no document that {', '.join(train.paths)} lists as a "
+            'negative has a score; expected "neg_scores" and "pos_scores" (rankery score --keep-lists)'
         )
     if "val" in data and config.best_metric not in (None, "auto", "loss"):
         found = metric_names(

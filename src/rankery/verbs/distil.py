@@ -32,7 +32,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--store", metavar="FILE", help="keeps teacher scores by content")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
-    model_options(parser)
+    model_options(parser, several=True)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings; labels.key and distilled.key are for one training"
     )

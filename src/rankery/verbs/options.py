@@ -11,7 +11,11 @@ def scoring_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", metavar="NAME", help="preset to ask a language model with (see docs/prompts.md)")
+def model_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    parser.add_argument(
+        "--prompt", metavar="NAME", action="append" if several else "store",
+        help="preset to ask a language model with (see docs/prompts.md)"
+        + ("; one, or one for each model (none: takes none)" if several else ""),
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPUs")
     parser.add_argument("--device", help="default: the accelerator, if there is one")

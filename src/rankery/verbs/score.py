@@ -25,7 +25,16 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes on this machine (default 1)")
-    model_options(parser)
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens of a pair at most, of models that rankery has not saved (default 512)",
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run model code that a checkpoint brings along"
+    )
+    model_options(parser, several=True)
     parser.set_defaults(run=_run, goes_on="; the same command goes on where it was")
 
 
@@ -44,6 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
         prompt=arguments.prompt,
         device=own_device(arguments.device),
         dtype=arguments.dtype,
+        max_len=arguments.max_length,
+        trust_remote_code=arguments.trust_remote_code,
         store=arguments.store,
         keep_lists=arguments.keep_lists,
         overwrite=arguments.overwrite,
