@@ -33,9 +33,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     keep_large_blocks()
     reranker = CrossEncoder.from_pretrained(base_model_path(), 1, dtype=torch.float32, device="cpu")
-    attention = reranker.model.base_model.encoder.layer[-1].attention
-    hooks = [attention.self._forward_hooks, attention.output._forward_pre_hooks]
-    kept = [dict(each) for each in hooks]
+    cuts = reranker.model.base_model.encoder.layer[-1].attention._forward_hooks
+    kept = dict(cuts)
     random = np.random.default_rng(0)
     print(machine(), flush=True)
     for dtype in (torch.float32, torch.bfloat16) if computes_bf16() else (torch.float32,):
@@ -46,9 +45,8 @@ def main() -> None:
                 times: dict[bool, list[float]] = {True: [], False: []}
                 for _ in range(arguments.rounds + 1):
                     for cut, measured in times.items():
-                        for each, all_of_it in zip(hooks, kept, strict=True):
-                            each.clear()
-                            each.update(all_of_it if cut else {})
+                        cuts.clear()
+                        cuts.update(kept if cut else {})
                         measured.append(timed(reranker.scorer, batch, dtype, trains))
                 ratios = [whole / cut for cut, whole in zip(times[True][1:], times[False][1:], strict=True)]
                 print(

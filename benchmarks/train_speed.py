@@ -265,7 +265,7 @@ def operations(base: Path, lengths: np.ndarray, first_alone: bool) -> float:
     every, last = weights(layers), layers[-1]
     if not first_alone or not hasattr(last, "attention"):
         return 6.0 * every * float(lengths.sum())
-    spared = weights(last) - weights(last.attention.self)
+    spared = weights(last) - weights(last.attention)
     return 6.0 * ((every - spared) * float(lengths.sum()) + spared * len(lengths))
 
 

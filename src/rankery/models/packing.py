@@ -60,28 +60,17 @@ def first_tokens(module: Any, args: Any, options: dict[str, Any], output: Any) -
 def spare_last_layer(model: Any) -> None:
     """Has an encoder's last layer go on with the first tokens of packed pairs alone after its attention: a head reads no others.
 
-    That is all of the layer but the projections of queries, keys and values, for encoders that are built like BERT.
+    What follows the attention is two thirds of a layer, in encoders that are built like BERT.
     """
-    layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
-    attention: Any = getattr(layers[-1], "attention", None) if layers else None
-    if not all(isinstance(getattr(attention, part, None), torch.nn.Module) for part in ("self", "output")):
-        return
-    attention.self.register_forward_hook(_cut_to_first, with_kwargs=True)
-    attention.output.register_forward_pre_hook(_cut_the_same)
+    layers: Any = getattr(getattr(model.base_model, "encoder", None), "layer", None)
+    attention = getattr(layers[-1], "attention", None) if layers else None
+    if attention is not None and all(hasattr(layers[-1], part) for part in ("intermediate", "output")):
+        attention.register_forward_hook(_cut_to_first, with_kwargs=True)
 
 
 def _cut_to_first(module: Any, args: Any, options: dict[str, Any], output: tuple[Any, ...]) -> tuple[Any, ...] | None:
     packing = options.get("packing")
-    if packing is None:
-        return None
-    context = output[0].index_select(1, packing.first)
-    context.first = packing.first  # for the module that takes both this and what it is added to
-    return (context, *output[1:])
-
-
-def _cut_the_same(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-    context, residual = args
-    return None if len(context[0]) == len(residual[0]) else (context, residual.index_select(1, context.first))  # type: ignore[attr-defined]
+    return None if packing is None else (output[0].index_select(1, packing.first), *output[1:])
 
 
 def sequence_module(model: Any) -> Any:
