@@ -198,6 +198,15 @@ def make_data(path: Path, queries: int = 12, documents: int = 4, offset: int = 0
     return write_rows(path, rows)
 
 
+def marked(path: Path, queries: int, offset: int = 0, odd: int = 6) -> str:
+    """Relevance that a tiny model learns whatever its seed: a word that relevant documents hold; one query in `odd` is wrong."""
+    rows = [json.loads(line) for line in make_data(path, queries, offset=offset).read_text().splitlines()]
+    for i, row in enumerate(rows, 1):
+        row["neg"] = [text.replace("moss", "sand") for text in row["neg"]]
+        row["neg" if i % odd == 0 else "pos"][0] += " moss moss"
+    return str(write_rows(path, rows))
+
+
 @pytest.fixture
 def config(tmp_path: Path, bert: Path) -> dict:
     """A configuration that trains the tiny model in a second."""

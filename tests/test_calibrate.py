@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, make_bert, make_data, make_decoder, spoil, write_rows
+from conftest import SHARED, make_bert, make_data, make_decoder, marked, spoil, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
@@ -183,15 +183,6 @@ def test_bm25_scores_of_real_queries_become_probabilities() -> None:
         assert low < value < high
         assert low - 0.05 < cut.least < high + 0.05
         assert cut.there[cut.wanted][0] >= cut.least
-
-
-def marked(path: Path, queries: int, offset: int = 0) -> str:
-    """Relevance that a tiny model learns whatever its seed: a word that most relevant documents hold and few others."""
-    rows = [json.loads(line) for line in make_data(path, queries, offset=offset).read_text().splitlines()]
-    for i, row in enumerate(rows):
-        row["neg"] = [text.replace("moss", "sand") for text in row["neg"]]
-        row["neg" if i % 6 == 0 else "pos"][0] += " moss moss"
-    return str(write_rows(path, rows))
 
 
 @pytest.fixture
