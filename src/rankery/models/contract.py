@@ -17,7 +17,7 @@ import torch
 
 from rankery.data.template import PairTemplate
 from rankery.errors import InputError
-from rankery.models.folders import CONTRACT_FILE, written_aside
+from rankery.models.folders import CONTRACT_FILE, files_in, written_aside
 from rankery.models.lora import has_adapters, save_adapters
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def foreign_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     contract = read_contract(folder)
-    ours = {CONTRACT_FILE, *contract["files"]} if contract else set()
+    ours = {CONTRACT_FILE, *(name.split("/")[0] for name in contract["files"])} if contract else set()
     return sorted(path.name for path in folder.iterdir() if path.name not in ours)
 
 
@@ -248,7 +248,7 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
         "probes": [{"query": query, "document": document} for query, document in PROBES],
         "golden": golden.tolist(),
         "tolerance": tolerance,
-        "files": sorted(path.name for path in folder.iterdir()),
+        "files": files_in(folder),
         **({} if reranker.calibration is None else {"calibration": reranker.calibration.to_dict()}),
     }
 
