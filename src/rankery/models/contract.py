@@ -2,7 +2,7 @@
 
 Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; golden logits are
 computed from the directory as written, in fp32; each dtype's tolerance is measured at that moment. Loading compares. Cost:
-eight short probes. Rejected: hashes of the files, which say that bytes are the same but not that scores are.
+eight short probes, and one more reading of the files. Digests (see contract_schema) tell what probes cannot: a word they do not hold.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from rankery.data.template import PairTemplate
 from rankery.errors import InputError
+from rankery.models.contract_schema import DIGEST, changed_files, contract_problems, digest_of, file_digests
 from rankery.models.folders import CONTRACT_FILE, files_in, written_aside
 from rankery.models.lora import has_adapters, save_adapters
 
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from rankery.models.reranker import Pair, Reranker
 
 FORMAT_VERSION = 1
-CONTRACT_KEYS = (
-    *("model_type", "num_labels", "max_len", "query_format", "document_format", "template", "min_label", "max_label"),
-    *("probes", "golden", "tolerance", "files"),
-)
 # Short, of different lengths, so that a batch of them pads; swapped, empty and non-English ones among them.
 PROBES = (
     ("how do plants make food", "Plants turn light, water and carbon dioxide into sugar; this is photosynthesis."),
@@ -57,17 +54,20 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         contract = json.loads(file.read_text(encoding="utf-8"))
-        version = int(contract["format_version"])
-        missing = [key for key in CONTRACT_KEYS if version <= FORMAT_VERSION and key not in contract]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        missing, version = [repr(error)], 0
-    if missing:
+        version = contract["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise InputError(
+                f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
+            )
+        problems = contract_problems(contract)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problems = [f"{type(error).__name__}: {error!s:.80}"]
+    if problems:
         raise InputError(
-            f"{file}: is no rankery contract (missing: {', '.join(missing)}); expected the file as saved: save the model again"
-        )
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
+            f"{file}: is no rankery contract, or was changed ({'; '.join(problems)[:300]}); expected the file as saved: restore it, or "
+            "save the model again"
         )
     return contract
 
@@ -120,8 +120,15 @@ def check_contract(contract: dict[str, Any], reranker: Reranker, name: str, veri
         InputError: it does not.
     """
     check_template(contract, reranker.template, name)
-    if verify and not getattr(reranker.model, "is_loaded_in_4bit", False):  # golden scores are of whole weights
+    if not verify:
+        return
+    if not getattr(reranker.model, "is_loaded_in_4bit", False):  # golden scores are of whole weights
         verify_golden(contract, reranker, name)
+    if changed := changed_files(Path(name), contract):
+        raise InputError(
+            f"{name}: {', '.join(changed[:3])} changed since the model was saved, which its probes need not show; restore the files, or "
+            "load with verify=False and save again if that is meant"
+        )
 
 
 def padded_scores(reranker: Reranker, pairs: Sequence[Pair]) -> torch.Tensor:
@@ -187,8 +194,12 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
     else:
         _write_whole_model(aside, reranker, state)
     (aside / "README.md").write_text(card, encoding="utf-8")
-    contract = _contract(reranker, aside)
-    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
+    (aside / CONTRACT_FILE).write_text(contract_text(_contract(reranker, aside)), encoding="utf-8")
+
+
+def contract_text(contract: dict[str, Any]) -> str:
+    """A contract as its file holds it, with its own digest."""
+    return json.dumps({**contract, DIGEST: digest_of(contract)}, ensure_ascii=False, indent=1)
 
 
 def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]) -> None:
@@ -248,7 +259,8 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
         "probes": [{"query": query, "document": document} for query, document in PROBES],
         "golden": golden.tolist(),
         "tolerance": tolerance,
-        "files": files_in(folder),
+        "files": (files := files_in(folder)),
+        "digests": file_digests(folder, files),
         **({} if reranker.calibration is None else {"calibration": reranker.calibration.to_dict()}),
     }
 
