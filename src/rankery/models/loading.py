@@ -17,6 +17,7 @@ import torch
 
 from rankery.errors import InputError, NewHeadWarning, check_whole
 from rankery.models.budget import computes_bf16
+from rankery.models.quiet import quiet
 
 DEFAULT_MAX_LEN = 512
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that weights can be in
@@ -39,22 +40,17 @@ def loading(name: str) -> Iterator[None]:
         InputError: the model is not there, or cannot be read.
     """
     from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
 
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
         raise InputError(f"model_name_or_path is {name!r}; there is no such folder; {EXPECTED}")
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with quiet():
+            yield
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         first = " ".join(str(error).split())[:400].rstrip(".")
         raise InputError(f"model_name_or_path is {name!r}; it could not be loaded: {first}; {EXPECTED}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def check_tokenizer(name: str, tokenizer: Any, config: Any) -> None:
