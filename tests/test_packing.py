@@ -184,7 +184,7 @@ def test_prediction_packs_and_threads_do_not_meet(tmp_path: Path) -> None:
 def test_families_that_cannot(tmp_path: Path, config: dict) -> None:
     mean = scorer_of("modernbert", "sdpa", classifier_pooling="mean")
     assert not packs(mean.model)
-    set_attention(mean.model, torch.device("cpu"), torch.float32)
+    set_attention(mean.model, torch.device("cpu"), torch.float32, packs(mean.model))
     assert mean.model.config._attn_implementation == "sdpa"
     deberta = transformers.AutoConfig.for_model("deberta-v2", **ENCODER)
     transformers.AutoModel.from_config(deberta).save_pretrained(tmp_path / "deberta")

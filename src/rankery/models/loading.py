@@ -19,6 +19,7 @@ import torch
 
 from rankery.errors import InputError, NewHeadWarning, check_whole
 from rankery.models.budget import computes_bf16
+from rankery.models.quiet import quiet
 from rankery.models.sizes import check_config_file, damaged
 
 DEFAULT_MAX_LEN = 512
@@ -41,26 +42,18 @@ def loading(name: str) -> Iterator[None]:
     Raises:
         InputError: the model is not there, or cannot be read.
     """
-    from transformers.utils import logging as transformers_logging
-
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
         raise InputError(f"model_name_or_path is {name!r}; there is no such folder; {EXPECTED}")
     check_config_file(name)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with quiet():
+            yield
     except (InputError, Warning):
         raise
-    except (
-        BaseException
-    ) as error:  # files of others make libraries raise anything; a panic of Rust code is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:  # files of others make libraries raise anything
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust code
             raise
         raise InputError(_not_loaded(name, error)) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def _not_loaded(name: str, error: BaseException) -> str:

@@ -52,6 +52,7 @@ def _local_logits(
     engine: Engine, model: Any, data: EncodedPairs, share: list[MicroBatch], layout: Layout, labels: int
 ) -> torch.Tensor | None:
     """Logits of this process's pairs, 0 elsewhere, [pairs, labels] fp64; None where memory ran out."""
+    was_training = model.training
     model.eval()
     logits = torch.zeros((len(data), labels), dtype=torch.float64)
     scored: list[tuple[np.ndarray, torch.Tensor]] = []  # on the device until all are there: it never waits
@@ -67,7 +68,7 @@ def _local_logits(
             raise
         return None
     finally:
-        model.train()
+        model.train(was_training)
     if scored:
         pairs, found = zip(*scored, strict=True)
         logits[torch.from_numpy(np.concatenate(pairs))] = torch.cat(found).cpu().double()
