@@ -41,6 +41,7 @@ from rankery.models.lora import base_and_hub, load_adapters
 from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import Reranker, encode_pairs
 from rankery.models.scorer import LastTokenScorer, YesNoScorer
+from rankery.models.threads import in_own_thread
 
 # Tokens that families keep free; one of them may pad.
 RESERVED = re.compile(r"reserved|unused|extra|fim_|_pad|<pad>|\[pad\]", re.IGNORECASE)
@@ -158,7 +159,9 @@ class LLMDecoder(Reranker):
         base, base_hub = base_and_hub(name, hub)
         with loading(base):
             labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
-            model, tokenizer = _load(base, reading.head, labels_wanted, seed, base_hub, quantized, dropout)
+            model, tokenizer = in_own_thread(
+                _load, base, reading.head, labels_wanted, seed, base_hub, quantized, dropout
+            )
             if base != name:
                 from transformers import AutoTokenizer
 
@@ -169,10 +172,11 @@ class LLMDecoder(Reranker):
         labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
         if base != name:
             load_adapters(model, Path(name))
-        reranker = cls(placed(model, device, dtype), tokenizer, template, labels, shown, reading)
+        reranker = cls(model, tokenizer, template, labels, shown, reading)
+        in_own_thread(placed, model, device, dtype)
         reranker.cache_dir = cache_dir
         if contract is None:
-            check_head(reranker, name)
+            in_own_thread(check_head, reranker, name)
         else:
             reranker.calibration = read_calibration(contract, name)
             check_contract(contract, reranker, name, verify)

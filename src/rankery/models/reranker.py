@@ -8,6 +8,7 @@ Rejected: batches in input order, which compute up to 2.6 tokens for each real o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,13 +23,14 @@ from rankery.data.examples import met
 from rankery.data.plan import Layout, deal
 from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
-from rankery.errors import InputError, check_whole
+from rankery.errors import InputError, attempt, check_whole
 from rankery.models.ahead import ahead
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
 from rankery.models.calibration import Calibration, check_scale, probabilities
+from rankery.models.layouts import TRIALS, choose_layout, length_limit, takes_packed
 from rankery.models.loading import choose_max_len, placed, position_limit
-from rankery.models.packing import packs
 from rankery.models.scorer import Scorer, expected_grade
+from rankery.models.threads import in_own_thread
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
 Pair = Sequence[str]
@@ -56,6 +58,14 @@ class Reranker:
         self, scorer: Scorer, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)
     ):
         self.scorer, self.tokenizer, self.template, self.labels = scorer, tokenizer, template, labels
+        self.length_limit = length_limit(self.model)
+        trials = encode_pairs(TRIALS, tokenizer, template)
+        self.family_layout = in_own_thread(choose_layout, scorer.eval(), *trials, template.pad_token_id)
+        if self.layout == "by_length":
+            warnings.warn(
+                f"in a {type(self.model).__name__} padding and longer neighbours change a score; pairs run one length at a time, which is slower and keeps every score as it is alone",
+                stacklevel=2,
+            )
 
     @property
     def model(self) -> Any:
@@ -73,9 +83,10 @@ class Reranker:
     @property
     def layout(self) -> Layout:
         """How pairs go through the model."""
-        if self.packing == "off" or not packs(self.model):
-            return "padded"
-        return "shared" if self.scorer.sees_only_before else "packed"
+        if self.length_limit is not None and self.template.max_len > self.length_limit:
+            return "by_length"
+        packs = self.family_layout in ("packed", "shared")
+        return "padded" if packs and (self.packing == "off" or not takes_packed(self.model)) else self.family_layout
 
     def settings(self) -> dict[str, Any]:
         """What `from_pretrained` needs to score as this reranker does, beside model and tokenizer; kept in the contract."""
@@ -136,7 +147,8 @@ class Reranker:
         bar = _progress(len(pairs), show_progress)
         was_training = self.scorer.training
         self.scorer.eval()
-        set_attention(self.model, self.device, next(self.model.parameters()).dtype)
+        packed = self.layout in ("packed", "shared")
+        set_attention(self.model, self.device, next(self.model.parameters()).dtype, packed)
         try:
             starts = range(0, len(pairs), PAIRS_AT_ONCE)
             encoded = (partial(self._encoded, pairs, start, template) for start in starts)
@@ -204,7 +216,9 @@ class Reranker:
         from rankery.models.card import plain_card
         from rankery.models.contract import write_model_directory
 
-        write_model_directory(Path(folder), self, self.model.state_dict(), plain_card(self) if card is None else card)
+        if card is None:
+            card = attempt(f"{folder}: its card could not be written", lambda: plain_card(self), "")
+        write_model_directory(Path(folder), self, self.model.state_dict(), card)
 
     def _shortened(self, max_length: int | None) -> PairTemplate:
         check_whole("max_length", max_length)
@@ -264,8 +278,8 @@ class Reranker:
             out[torch.from_numpy(np.concatenate(places))] = torch.cat(logits).cpu()
 
     def _batch(self, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, template: PairTemplate) -> Batch:
-        if self.layout == "padded":
-            return pad(rows, template.pad_token_id, pad_multiple(self.device))
+        if self.layout in ("padded", "by_length"):
+            return pad(rows, template.pad_token_id, pad_multiple(self.device) if self.layout == "padded" else 1)
         return pack(rows, heads.tolist(), queries.tolist()) if self.layout == "shared" else pack(rows)
 
     @torch.inference_mode()
