@@ -25,7 +25,7 @@ from rankery.errors import NewHeadWarning
 from rankery.models import reranker as reranker_module
 from rankery.models.ahead import ahead
 from rankery.models.budget import keep_large_blocks
-from rankery.models.contract import PROBES, padded_scores
+from rankery.models.golden import PROBES, padded_scores
 from rankery.models.loading import is_decoder_family
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import expected_grade

@@ -90,8 +90,8 @@ def pad(rows: Sequence[Row], pad_token_id: int, multiple: int = 1) -> Batch:
 def collate(data: EncodedPairs, pairs: np.ndarray, layout: Layout, multiple: int = 1) -> Batch:
     """The batch of some pairs of the data; `multiple`: what padded lengths are rounded up to."""
     rows = [data.build(int(pair)) for pair in pairs]
-    if layout == "padded":
-        return pad(rows, data.template.pad_token_id, multiple)
+    if layout in ("padded", "by_length"):
+        return pad(rows, data.template.pad_token_id, multiple if layout == "padded" else 1)
     if layout == "packed":
         return pack(rows)
     return pack(rows, data.heads[pairs].tolist(), data.arrays["pair_query"][pairs].tolist())

@@ -1,14 +1,13 @@
 """A saved model directory is a contract: `rankery.json` says how it scores, and holds golden scores to prove it.
 
-Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; golden logits are
-computed from the directory as written, in fp32; each dtype's tolerance is measured at that moment. Loading compares. Cost:
-eight short probes, and one more reading of the files. Digests (see contract_schema) tell what probes cannot: a word they do not hold.
+Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; what is beside the weights
+(golden scores, the card) never costs them. Loading compares scores (golden.py) and digests (contract_schema.py), which tell what
+probes cannot: a word they do not hold.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,29 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rankery.data.template import PairTemplate
-from rankery.errors import InputError
+from rankery.errors import InputError, attempt
 from rankery.models.contract_schema import DIGEST, changed_files, contract_problems, digest_of, file_digests
-from rankery.models.folders import CONTRACT_FILE, files_in, written_aside
+from rankery.models.folders import CONTRACT_FILE, files_in, write_whole, written_aside
+from rankery.models.golden import NO_GOLDEN, golden_of, verify_golden
+from rankery.models.golden import PROBES as PROBES
 from rankery.models.lora import has_adapters, save_adapters
 
 if TYPE_CHECKING:
-    from rankery.models.reranker import Pair, Reranker
+    from rankery.models.reranker import Reranker
 
 FORMAT_VERSION = 1
-# Short, of different lengths, so that a batch of them pads; swapped, empty and non-English ones among them.
-PROBES = (
-    ("how do plants make food", "Plants turn light, water and carbon dioxide into sugar; this is photosynthesis."),
-    ("how do plants make food", "The train to the coast leaves at noon."),
-    ("The train to the coast leaves at noon.", "how do plants make food"),
-    ("capital of France", "Paris"),
-    ("capital of France", "Paris is the capital of France, and its largest city, on the river Seine in the north."),
-    ("月亮有多远", "月球与地球的平均距离约为三十八万公里。"),
-    ("empty document", ""),
-    ("3.14 * 2 = ?", "6.28"),
-)
-FLOAT32_TOLERANCE = 2e-4  # times the largest golden logit, 1 at least: other CPUs, kernels and devices
-HALF_MARGIN = 4.0  # half-precision tolerance: this times the largest deviation measured when saving ...
-HALF_FLOOR = 5e-3  # ... and no less than this
 
 
 def read_contract(folder: Path) -> dict[str, Any] | None:
@@ -131,44 +118,12 @@ def check_contract(contract: dict[str, Any], reranker: Reranker, name: str, veri
         )
 
 
-def padded_scores(reranker: Reranker, pairs: Sequence[Pair]) -> torch.Tensor:
-    """Logits of pairs padded to one length: other programs pad, and what is wrong about a pad has to show here too."""
-    before, reranker.packing = reranker.packing, "off"
-    try:
-        return reranker.compute_score(pairs)
-    finally:
-        reranker.packing = before
-
-
-def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> None:
-    """Scores the probes and compares.
-
-    Raises:
-        InputError: a probe's logits differ by more than the tolerance for the model's dtype.
-    """
-    dtype = str(next(reranker.model.parameters()).dtype).removeprefix("torch.")
-    tolerance = contract["tolerance"].get(dtype, contract["tolerance"]["float32"])
-    pairs = [(probe["query"], probe["document"]) for probe in contract["probes"]]
-    golden, got = torch.tensor(contract["golden"]), padded_scores(reranker, pairs)
-    deviation = (got - golden).abs()
-    if not bool((deviation <= tolerance).all()):
-        worst = int(deviation.reshape(len(golden), -1).amax(dim=1).nan_to_num(nan=float("inf")).argmax())
-        raise InputError(
-            f"{name}: does not score as it was saved: probe {worst} gives {got[worst].tolist()}, expected "
-            f"{golden[worst].tolist()} within {tolerance:g} ({dtype}); {_suspect(reranker)}"
-        )
-
-
-def _suspect(reranker: Reranker) -> str:
-    """What has changed where scores have, and what to do about it."""
-    if has_adapters(reranker.model):
-        base = reranker.model.peft_config["default"].base_model_name_or_path
-        return f"the base {base} or the adapters are not what they were: expected the base that these adapters were trained on"
-    return "the weights, tokenizer or config were changed. Restore the files, or load with verify=False"
-
-
-def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str) -> None:
+def write_model_directory(
+    folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str, golden: bool = True
+) -> None:
     """Writes weights `state` (full tensors by name), config, tokenizer, card and contract as one whole.
+
+    `golden`: with golden scores; a checkpoint does without, and `add_golden` makes a final model of it.
 
     Raises:
         InputError: `folder` holds something that rankery did not save; or the disk is full or not writable.
@@ -182,10 +137,18 @@ def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, tor
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(folder) as aside:
-        _write_files(aside, reranker, state, card)
+        _write_files(aside, reranker, state, card, golden)
 
 
-def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str) -> None:
+def add_golden(folder: Path, reranker: Reranker) -> None:
+    """Puts golden scores into a directory that was written without; `reranker` is of the same kind, its weights may be others."""
+    contract = read_contract(folder)
+    assert contract is not None, "a directory that was just written"
+    contract |= golden_of(reranker, folder, is_remote_code(reranker.model))
+    write_whole(folder / CONTRACT_FILE, contract_text(contract))
+
+
+def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str, golden: bool) -> None:
     model, tokenizer = reranker.model, deepcopy(reranker.tokenizer)
     tokenizer.model_max_length = reranker.template.max_len
     tokenizer.save_pretrained(aside)
@@ -194,7 +157,7 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
     else:
         _write_whole_model(aside, reranker, state)
     (aside / "README.md").write_text(card, encoding="utf-8")
-    (aside / CONTRACT_FILE).write_text(contract_text(_contract(reranker, aside)), encoding="utf-8")
+    (aside / CONTRACT_FILE).write_text(contract_text(_contract(reranker, aside, golden)), encoding="utf-8")
 
 
 def contract_text(contract: dict[str, Any]) -> str:
@@ -208,11 +171,14 @@ def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.T
     if is_remote_code(model):
         from transformers.dynamic_module_utils import custom_object_save
 
-        custom_object_save(model, aside, config=config)
+        what = f"{aside}: the code of the model could not be copied; copy it from where the model came from"
+        attempt(what, lambda: custom_object_save(model, aside, config=config), None)
     if reranker.model_type == "bert_encoder":
         # sentence-transformers would apply a sigmoid to one label: our scores are logits.
         config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
-    config.pad_token_id = reranker.template.pad_token_id
+    if reranker.scored_token == "last":
+        # transformers looks for a decoder's last token by its pad. In encoders it may be where positions begin: theirs stays.
+        config.pad_token_id = reranker.template.pad_token_id
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the name that sharding gives the class
     config.dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
     tied = tied_weights(model)
@@ -235,12 +201,15 @@ def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
     save_torch_state_dict({name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size="20GB")
 
 
-def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
+def _contract(reranker: Reranker, folder: Path, golden: bool) -> dict[str, Any]:
     import transformers
 
     import rankery
 
-    golden, tolerance = _golden(reranker, folder)
+    # Code that came with the checkpoint runs again only where the user has let it run before.
+    proof = golden_of(reranker, folder, is_remote_code(reranker.model)) if golden else NO_GOLDEN
+    calibration = reranker.calibration
+    saved = calibration and attempt(f"{folder}: its calibration could not be copied", calibration.to_dict, None)
     return {
         "format_version": FORMAT_VERSION,
         "model_type": reranker.model_type,
@@ -256,26 +225,11 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },
-        "probes": [{"query": query, "document": document} for query, document in PROBES],
-        "golden": golden.tolist(),
-        "tolerance": tolerance,
+        **proof,
         "files": (files := files_in(folder)),
         "digests": file_digests(folder, files),
-        **({} if reranker.calibration is None else {"calibration": reranker.calibration.to_dict()}),
+        **({"calibration": saved} if saved else {}),
     }
-
-
-def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
-    """(fp32 logits of the probes from the directory, tolerance by dtype)."""
-    # Code that came with the checkpoint runs again only where the user has let it run before.
-    written = reranker.reopened(folder, trust_remote_code=is_remote_code(reranker.model))
-    golden = padded_scores(written, PROBES)
-    half = padded_scores(written.to(torch.bfloat16), PROBES)
-    scale = max(1.0, float(golden.abs().max()))
-    measured = float((half - golden).abs().max())
-    half_tolerance = max(HALF_MARGIN * measured, HALF_FLOOR * scale)
-    float32 = FLOAT32_TOLERANCE * scale
-    return golden, {"float32": float32, "bfloat16": half_tolerance, "float16": half_tolerance}
 
 
 def is_remote_code(model: Any) -> bool:

@@ -84,7 +84,7 @@ class Contract(_Schema):
             raise ValueError("min_label is not below max_label")
         if len(self.golden) != len(self.probes):
             raise ValueError(f"golden has {len(self.golden)} scores, probes has {len(self.probes)} pairs")
-        if "float32" not in self.tolerance:
+        if self.golden and "float32" not in self.tolerance:
             raise ValueError("tolerance has no float32")
         shapes = {len(row) if isinstance(row, list) else 1 for row in self.golden}
         if self.golden and shapes != {self.num_labels}:

@@ -29,7 +29,6 @@ from rankery.models.loading import (
     has_classifier,
     loading,
     new_weights,
-    placed,
     position_limit,
     set_dropout,
     warn_of_new_head,
@@ -38,6 +37,7 @@ from rankery.models.lora import base_and_hub, load_adapters
 from rankery.models.reranker import Reranker
 from rankery.models.scorer import Scorer
 from rankery.models.sizes import check_size
+from rankery.models.threads import in_own_thread
 
 
 class CrossEncoder(Reranker):
@@ -100,8 +100,8 @@ class CrossEncoder(Reranker):
         check_whole("num_labels", num_labels)
         num_labels = num_labels or (contract or {}).get("num_labels")
         with loading(model_name_or_path):
-            model, tokenizer = _load(
-                model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
+            model, tokenizer = in_own_thread(
+                _load, model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
             )
             if seed is None:
                 warn_of_new_head(model_name_or_path, model)
@@ -114,10 +114,11 @@ class CrossEncoder(Reranker):
                 uses_token_types=(getattr(model.config, "type_vocab_size", 0) or 0) > 1,
             )
             labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
-            reranker = cls(Scorer(placed(model, device, dtype)).eval(), tokenizer, template, labels)
+            reranker = cls(Scorer(model).eval(), tokenizer, template, labels)
+            in_own_thread(reranker.to, device, dtype)
             reranker.cache_dir = cache_dir
             if contract is None:
-                reranker.compute_score(PROBES[:1])  # what cannot score is not opened
+                in_own_thread(reranker.compute_score, PROBES[:1])  # what cannot score is not opened
             else:
                 reranker.calibration = read_calibration(contract, model_name_or_path)
                 check_contract(contract, reranker, model_name_or_path, verify)

@@ -33,7 +33,6 @@ from rankery.models.loading import (
     has_classifier,
     loading,
     new_weights,
-    placed,
     position_limit,
     set_dropout,
 )
@@ -42,6 +41,7 @@ from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import Reranker, encode_pairs
 from rankery.models.scorer import LastTokenScorer, YesNoScorer
 from rankery.models.sizes import check_size
+from rankery.models.threads import in_own_thread
 
 # Tokens that families keep free; one of them may pad.
 RESERVED = re.compile(r"reserved|unused|extra|fim_|_pad|<pad>|\[pad\]", re.IGNORECASE)
@@ -160,7 +160,9 @@ class LLMDecoder(Reranker):
         with loading(name):
             with loading(base):
                 labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
-                model, tokenizer = _load(base, reading.head, labels_wanted, seed, base_hub, quantized, dropout)
+                model, tokenizer = in_own_thread(
+                    _load, base, reading.head, labels_wanted, seed, base_hub, quantized, dropout
+                )
                 if base != name:
                     from transformers import AutoTokenizer
 
@@ -171,11 +173,12 @@ class LLMDecoder(Reranker):
             labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
             if base != name:
                 load_adapters(model, Path(name))
-            reranker = cls(placed(model, device, dtype), tokenizer, template, labels, shown, reading)
+            reranker = cls(model, tokenizer, template, labels, shown, reading)
+            in_own_thread(reranker.to, device, dtype)
             reranker.cache_dir = cache_dir
             if contract is None:
-                check_head(reranker, name)
-                reranker.compute_score(PROBES[:1])  # what cannot score is not opened
+                in_own_thread(check_head, reranker, name)
+                in_own_thread(reranker.compute_score, PROBES[:1])  # what cannot score is not opened
             else:
                 reranker.calibration = read_calibration(contract, name)
                 check_contract(contract, reranker, name, verify)

@@ -9,6 +9,7 @@ Rejected: batches in input order, which compute up to 2.6 tokens for each real o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,14 @@ from rankery.data.examples import met
 from rankery.data.plan import Layout, deal
 from rankery.data.records import is_text
 from rankery.data.template import PairTemplate, tokenize
-from rankery.errors import InputError, check_whole
+from rankery.errors import InputError, attempt, check_whole
 from rankery.models.ahead import ahead
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
 from rankery.models.calibration import Calibration, check_scale, probabilities
+from rankery.models.layouts import TRIALS, choose_layout, length_limit, takes_packed
 from rankery.models.loading import choose_max_len, placed, position_limit
-from rankery.models.packing import packs
 from rankery.models.scorer import Scorer, expected_grade
+from rankery.models.threads import in_own_thread
 from rankery.models.view import scoring_view
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
@@ -65,6 +67,14 @@ class Reranker:
         self, scorer: Scorer, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)
     ):
         self.scorer, self.tokenizer, self.template, self.labels = scorer, tokenizer, template, labels
+        self.length_limit = length_limit(self.model)
+        trials = encode_pairs(TRIALS, tokenizer, template)
+        self.family_layout = in_own_thread(choose_layout, scorer.eval(), *trials, template.pad_token_id)
+        if self.layout == "by_length":
+            warnings.warn(
+                f"in a {type(self.model).__name__} padding and longer neighbours change a score; pairs run one length at a time, which is slower and keeps every score as it is alone",
+                stacklevel=2,
+            )
         self._set_attention()
 
     @property
@@ -83,9 +93,15 @@ class Reranker:
     @property
     def layout(self) -> Layout:
         """How pairs go through the model."""
-        if self.packing == "off" or not packs(self.model):
-            return "padded"
-        return "shared" if self.scorer.sees_only_before else "packed"
+        if self.length_limit is not None and self.template.max_len > self.length_limit:
+            return "by_length"
+        packs = self.family_layout in ("packed", "shared")
+        return "padded" if packs and (self.packing == "off" or not takes_packed(self.model)) else self.family_layout
+
+    @property
+    def packed(self) -> bool:
+        """Whether pairs stand in one row, without padding."""
+        return self.layout in ("packed", "shared")
 
     def settings(self) -> dict[str, Any]:
         """What `from_pretrained` needs to score as this reranker does, beside model and tokenizer; kept in the contract."""
@@ -108,7 +124,7 @@ class Reranker:
         return self
 
     def _set_attention(self) -> None:
-        set_attention(self.model, self.device, next(self.model.parameters()).dtype, packs(self.model))
+        set_attention(self.model, self.device, next(self.model.parameters()).dtype, self.packed)
 
     def eval(self) -> Reranker:
         self.scorer.eval()
@@ -149,7 +165,7 @@ class Reranker:
         keep_large_blocks()
         bar = _progress(len(pairs), show_progress)
         dtype = next(self.model.parameters()).dtype
-        scorer = scoring_view(self.scorer, self.device, dtype, packs(self.model))
+        scorer = scoring_view(self.scorer, self.device, dtype, self.packed)
         try:
             self._score(scorer, pairs, template, batch_size, scores, bar)
         finally:
@@ -213,7 +229,9 @@ class Reranker:
         from rankery.models.card import plain_card
         from rankery.models.contract import write_model_directory
 
-        write_model_directory(Path(folder), self, self.model.state_dict(), plain_card(self) if card is None else card)
+        if card is None:
+            card = attempt(f"{folder}: its card could not be written", lambda: plain_card(self), "")
+        write_model_directory(Path(folder), self, self.model.state_dict(), card)
 
     def _shortened(self, max_length: int | None) -> PairTemplate:
         check_whole("max_length", max_length)
@@ -293,8 +311,8 @@ class Reranker:
         return [part for cut in smaller for part in self._group_logits(scorer, cut, template, batch_size, budget)]
 
     def _batch(self, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, template: PairTemplate) -> Batch:
-        if self.layout == "padded":
-            return pad(rows, template.pad_token_id, pad_multiple(self.device))
+        if self.layout in ("padded", "by_length"):
+            return pad(rows, template.pad_token_id, pad_multiple(self.device) if self.layout == "padded" else 1)
         return pack(rows, heads.tolist(), queries.tolist()) if self.layout == "shared" else pack(rows)
 
     @torch.inference_mode()

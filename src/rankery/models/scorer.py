@@ -51,7 +51,9 @@ class Scorer(torch.nn.Module):
         packing: Packing | None = None,
     ) -> torch.Tensor:
         """Logits, [B] for one label, else [B, L], of ids and masks [B, T], padded to the right; or of packed ids [1, N], without a mask."""
-        options = {"attention_mask": attention_mask} if packing is None else packed_options(packing, self.model.config)
+        options = (
+            {"attention_mask": attention_mask} if packing is None else packed_options(packing, input_ids, self.model)
+        )
         if token_type_ids is not None:
             options["token_type_ids"] = token_type_ids
         logits = self.model(input_ids=input_ids, **options).logits
@@ -87,7 +89,7 @@ class LastTokenScorer(Scorer):
     ) -> torch.Tensor:
         """Hidden state of each pair's last real token, [B, H]."""
         if packing is not None:
-            options = packed_options(packing, self.model.config)
+            options = packed_options(packing, input_ids, self.model)
             packed = self.model.base_model(input_ids=input_ids, use_cache=False, **options).last_hidden_state
             return packed[0, packing.last]
         assert attention_mask is not None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from rankery.errors import InputError
@@ -163,10 +164,12 @@ def _counted(most: int, what: str, held: int) -> Iterator[None]:
         register_module_parameter_registration_hook,
     )
 
-    elements, modules = 0, 0
+    elements, modules, own = 0, 0, get_ident()
 
     def add_tensor(_module: Any, _name: str, tensor: Any) -> None:
         nonlocal elements
+        if get_ident() != own:  # the hooks are of the whole process: another thread builds a model of its own
+            return
         elements += 0 if tensor is None else tensor.numel()
         if elements > most:
             raise InputError(
@@ -175,6 +178,8 @@ def _counted(most: int, what: str, held: int) -> Iterator[None]:
 
     def add_module(_module: Any, _name: str, _child: Any) -> None:
         nonlocal modules
+        if get_ident() != own:
+            return
         modules += 1
         if modules > MODULES:
             raise InputError(

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from rankery.data.collate import Work
+from rankery.errors import attempt
 from rankery.models.card import Before, model_card, verdict
-from rankery.models.contract import write_model_directory
+from rankery.models.contract import add_golden, write_model_directory
 from rankery.models.folders import remove
 from rankery.models.folders import replace as replace_folder
 from rankery.models.loading import new_head
@@ -165,13 +166,16 @@ def _before(state: dict[str, Any]) -> Before:
 
 
 def _card(run: Run, state: dict[str, Any]) -> str:
-    return model_card(run.config, run.reranker, _before(state), state["metrics"], state["step"], run.summary)
+    def whole() -> str:
+        return model_card(run.config, run.reranker, _before(state), state["metrics"], state["step"], run.summary)
+
+    return attempt("the card of the model could not be written", whole, "")
 
 
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
     weights = model_weights(run.engine.model_state(run.model, has_adapters(run.reranker.model)))
     card = _card(run, state)
-    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
+    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card, golden=False))
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
@@ -188,7 +192,7 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
         }  # fmt: skip
         card = _card(run, state)
         checkpoint.write_checkpoint(
-            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),
+            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, golden=False),
             run.config.num_max_checkpoints,
         )  # fmt: skip
         checkpoint.prune(run.folder, "best", {state["best_step"]})
@@ -236,6 +240,7 @@ def _write_final(run: Run, source: Path, target: Path) -> None:
     """The final model from a folder of the run's weights: as it is, or merged and cast as the configuration says."""
     dtype, adapted = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model)
     if (adapted and not run.config.lora_merge) or (not adapted and dtype == torch.float32):
+        add_golden(source, run.reranker)
         replace_folder(source, target)
     else:
         reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
@@ -248,6 +253,8 @@ def _write_final(run: Run, source: Path, target: Path) -> None:
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in reranker.model.state_dict().items()
         }
+        for name, parameter in reranker.model.named_parameters():
+            parameter.data.copy_(weights[name])  # rounded as saved: golden scores are of these
         write_model_directory(target, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
     checkpoint.prune(run.folder, "last")
     checkpoint.prune(run.folder, "best")

@@ -25,7 +25,6 @@ from rankery.data.plan import Plan, example_tokens
 from rankery.data.records import LabelRange
 from rankery.errors import InputError
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
-from rankery.models.packing import packs
 from rankery.models.reranker import Reranker
 from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint, output
@@ -159,7 +158,8 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
     reranker.labels = (config.min_label, config.max_label)
-    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision], packs(reranker.model))
+    packed = layout in ("packed", "shared")
+    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision], packed)
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [(parameter.numel(), parameter.requires_grad) for parameter in reranker.scorer.parameters()]
