@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from threading import get_ident
@@ -64,15 +64,14 @@ def check_size(name: str, build: Callable[[], Any]) -> None:
     held = _elements_held(Path(name))
     if held is None:
         return
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), suppress(Exception):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         try:
             with _counted(PACKED * held + SLACK, f"{name}: config.json describes a model", held):
                 build()
-        except InputError as error:
-            too_large = error
-        else:
+        except InputError:
+            raise
+        except Exception:  # what else is wrong with it, loading says
             return
-    raise too_large
 
 
 def check_config_file(name: str) -> None:
