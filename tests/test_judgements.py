@@ -99,5 +99,7 @@ def test_jsonl_and_judgements_alike(graded: dict[str, Path], tmp_path: Path) -> 
 
 
 def test_a_grade_that_is_no_relevance(graded: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match=r"P\(rel=1\)@1.*its grade 1 is a label, and relevance begins above min_label, 1"):
+    with pytest.raises(
+        InputError, match=r"P\(rel=1\)@1.*its grade 1 is a label, and relevance begins above min_label, 1"
+    ):
         rankery.evaluate(runs=graded["run"], qrels=graded["qrels"], min_label=1, measures="P(rel=1)@1")
