@@ -29,6 +29,7 @@ from rankery.models.calibration import Calibration, check_scale, probabilities
 from rankery.models.loading import choose_max_len, placed, position_limit
 from rankery.models.packing import packs
 from rankery.models.scorer import Scorer, expected_grade
+from rankery.models.varlen import takes
 from rankery.models.view import scoring_view
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
@@ -294,8 +295,10 @@ class Reranker:
 
     def _batch(self, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, template: PairTemplate) -> Batch:
         if self.layout == "padded":
-            return pad(rows, template.pad_token_id, pad_multiple(self.device))
-        return pack(rows, heads.tolist(), queries.tolist()) if self.layout == "shared" else pack(rows)
+            return pad(rows, template.pad_token_id, pad_multiple(self.device), self.template.max_len)
+        if self.layout == "shared":
+            return pack(rows, heads.tolist(), queries.tolist())
+        return pack(rows, chunked=not takes(self.device, next(self.model.parameters()).dtype))
 
     @torch.inference_mode()
     def _logits(self, scorer: Scorer, batch: Batch) -> torch.Tensor:
