@@ -31,6 +31,7 @@ from rankery.models.layouts import TRIALS, choose_layout, length_limit, takes_pa
 from rankery.models.loading import choose_max_len, placed, position_limit
 from rankery.models.scorer import Scorer, expected_grade
 from rankery.models.threads import in_own_thread
+from rankery.models.varlen import takes
 from rankery.models.view import scoring_view
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
@@ -312,8 +313,11 @@ class Reranker:
 
     def _batch(self, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, template: PairTemplate) -> Batch:
         if self.layout in ("padded", "by_length"):
-            return pad(rows, template.pad_token_id, pad_multiple(self.device) if self.layout == "padded" else 1)
-        return pack(rows, heads.tolist(), queries.tolist()) if self.layout == "shared" else pack(rows)
+            multiple = pad_multiple(self.device) if self.layout == "padded" else 1
+            return pad(rows, template.pad_token_id, multiple, self.template.max_len)
+        if self.layout == "shared":
+            return pack(rows, heads.tolist(), queries.tolist())
+        return pack(rows, chunked=not takes(self.device, next(self.model.parameters()).dtype))
 
     @torch.inference_mode()
     def _logits(self, scorer: Scorer, batch: Batch) -> torch.Tensor:
