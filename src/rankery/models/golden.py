@@ -43,11 +43,11 @@ LARGE = 1_000_000_000  # parameters; below, a folder is opened again to see that
 
 def padded_scores(reranker: Reranker, pairs: Sequence[Pair]) -> torch.Tensor:
     """Logits of pairs padded to one length: other programs pad, and what is wrong about a pad has to show here too."""
-    before, reranker.family_layout = reranker.family_layout, "padded"
+    reranker.forced_layout = "padded"
     try:
         return reranker.compute_score(pairs)
     finally:
-        reranker.family_layout = before
+        reranker.forced_layout = None
 
 
 def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> None:

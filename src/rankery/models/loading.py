@@ -202,12 +202,15 @@ def set_dropout(config: Any, hidden: float | None, attention: float | None) -> N
 def position_limit(model: Any) -> int | None:
     """Longest sequence that the model has positions for; None where it has no such limit.
 
-    RoBERTa's positions start after the pad id, so that its table holds fewer than its size.
+    RoBERTa's positions start after the pad id, so that its table holds fewer than its size; Nystromformer's table is longer than
+    what it takes.
     """
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(table, torch.nn.Embedding):
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        held = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        return min(held, said or held)
+    return said
 
 
 def choose_max_len(wanted: int | None, saved: int | None, limit: int | None, tokenizer: Any, name: str) -> int:

@@ -64,6 +64,8 @@ class Reranker:
     calibration: Calibration | None = None  # what `rankery calibrate` has put into the contract
     packing: str = "auto"  # or "off": pad pairs to one length, also where the model's family can do without
 
+    forced_layout: Layout | None = None  # while layouts are compared
+
     def __init__(
         self, scorer: Scorer, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)
     ):
@@ -94,6 +96,8 @@ class Reranker:
     @property
     def layout(self) -> Layout:
         """How pairs go through the model."""
+        if self.forced_layout is not None:
+            return self.forced_layout
         if self.length_limit is not None and self.template.max_len > self.length_limit:
             return "by_length"
         packs = self.family_layout in ("packed", "shared")
