@@ -141,11 +141,12 @@ def write_model_directory(
 
 
 def add_golden(folder: Path, reranker: Reranker) -> None:
-    """Puts golden scores into a directory that was written without; `reranker` is of the same kind, its weights may be others."""
+    """Puts golden scores into a directory without any; `reranker` is of the same kind, its weights may be others."""
     contract = read_contract(folder)
-    assert contract is not None, "a directory that was just written"
-    contract |= golden_of(reranker, folder, is_remote_code(reranker.model))
-    write_whole(folder / CONTRACT_FILE, contract_text(contract))
+    if contract is not None and not contract["probes"]:
+        contract |= golden_of(reranker, folder, is_remote_code(reranker.model))
+        whole = contract_text(contract)
+        attempt(f"{folder}: has no golden scores", lambda: write_whole(folder / CONTRACT_FILE, whole), None)
 
 
 def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str, golden: bool) -> None:

@@ -50,7 +50,11 @@ def not_saved(path: Path, error: Exception) -> InputError:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file of UTF-8 text, whole or as it was before: written aside, synced, renamed."""
+    """A file of UTF-8 text, whole or as it was before: written aside, synced, renamed.
+
+    Raises:
+        OSError: with the file's name, also where the disk is full.
+    """
     aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a path that is no UTF-8
@@ -58,6 +62,8 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
 
