@@ -54,11 +54,16 @@ class Measured:
     sample: list[tuple[np.ndarray, np.ndarray]]  # of each run (scores, whether relevant) of some pairs
 
 
-def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
+def wanted(names: Sequence[str], level: int = 1, min_label: float = 0.0) -> dict[str, Any]:
     """Name -> ir-measures' measure; documents count as relevant from `level` on, where a name does not say its own `rel`.
 
+    Args:
+        names: by ir-measures.
+        level: the lowest relevance in the qrels that counts.
+        min_label: the label that has relevance 0 there; a name's own `rel` is a label.
+
     Raises:
-        InputError: names that ir-measures does not know, and measures that are no mean over queries.
+        InputError: names that ir-measures does not know, measures that are no mean over queries, a `rel` that no relevance is.
     """
     import ir_measures
     from ir_measures import MeanAgg
@@ -72,6 +77,8 @@ def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
                 raise ValueError("a count, which has no mean over queries")
             if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params and level != 1:
                 measure = measure(rel=level)
+            elif "rel" in measure.params and min_label:
+                measure = measure(rel=_above(measure.params["rel"], min_label))
             _check_numbers(measure)
             tried = ir_measures.evaluator([measure], {"q": {"d": 1, "e": 0}})
             next(iter(tried.iter_calc({"q": {"d": 1.0, "e": 0.5}})))  # by another program, which may not be there
@@ -99,6 +106,13 @@ def _check_numbers(measure: Any) -> None:
         raise ValueError(f"its recall is {recall}; expected 0 to 1")
     if not all(isinstance(gain, int) and abs(gain) < MOST_RELEVANT for pair in gains.items() for gain in pair):
         raise ValueError(f"its gains are {shown(gains)}; expected whole numbers")
+
+
+def _above(grade: int, min_label: float) -> int:
+    """The relevance, counted from `min_label`, of a measure's own grade."""
+    if min_label != round(min_label) or grade <= min_label:
+        raise ValueError(f"its grade {grade} is a label, and relevance begins above min_label, {min_label:g}")
+    return grade - round(min_label)
 
 
 def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, Any], level: int = 1) -> Measured:
