@@ -71,7 +71,7 @@ SIZES: dict[int, tuple[str, ...]] = {
     32: ("hidden_size", "d_model", "dim", "n_embd", "emb_dim", "embedding_size", "moe_intermediate_size", "moe_hidden_size",
          "attention_hidden_size", "lru_width", "embedding_dim", "kv_channels_hidden", "dim_att", "q_lora_rank", "kv_lora_rank"),
     2: ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers",
-        "num_key_value_heads", "num_kv_heads", "num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts"),
+        "num_key_value_heads", "num_kv_heads", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts"),
     4: ("num_attention_heads", "n_heads", "n_head", "encoder_attention_heads", "decoder_attention_heads", "num_heads",
         "num_local_experts", "num_experts", "n_routed_experts", "mamba_n_heads", "mamba_num_heads"),
     8: ("head_dim", "d_kv", "qk_nope_head_dim", "v_head_dim", "qk_rope_head_dim", "mamba_d_head", "attention_head_dim"),
@@ -120,7 +120,7 @@ def composed(kind: str) -> bool:
     """Whether a family is made of several models, whose configurations are large by default."""
     from transformers import CONFIG_MAPPING
 
-    return bool(CONFIG_MAPPING[kind].sub_configs)
+    return bool(CONFIG_MAPPING[kind].sub_configs.keys() - {"attn_config", "ffn_config"})
 
 
 def tiny_config(kind: str) -> Any:
@@ -135,6 +135,8 @@ def tiny_config(kind: str) -> Any:
     if "vocab_size" in defaults:
         sizes["vocab_size"] = len(VOCABULARY)
     sizes |= {name: value for name, value in IDS.items() if name in defaults or name == "pad_token_id"}
+    if defaults.get("is_encoder_decoder"):
+        sizes["decoder_start_token_id"] = IDS["decoder_start_token_id"]
     return cls(**{**sizes, **special(kind)})
 
 
@@ -145,7 +147,7 @@ def special(kind: str) -> dict[str, Any]:
         "modernbert": {"local_attention": 16}, "funnel": {"block_sizes": [1, 1], "d_head": 8}, "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32},
         "convbert": {"embedding_size": 32}, "fnet": {"tpu_short_seq_length": POSITIONS}, "yoso": {"num_hash": 4, "hash_code_len": 4},
         "flaubert": {"emb_dim": 32}, "xlm": {"emb_dim": 32}, "perceiver": {"d_latents": 32, "num_latents": 8},
-        "codegen": {"rotary_dim": 8}, "gptj": {"rotary_dim": 8}, "gemma3n_text": {"num_kv_shared_layers": 0},
+        "xmod": {"default_language": "en_XX"}, "codegen": {"rotary_dim": 8}, "gptj": {"rotary_dim": 8}, "gemma3n_text": {"num_kv_shared_layers": 0},
         "gemma4_text": {"num_kv_shared_layers": 0}, "nystromformer": {"segment_means_seq_len": 64, "num_landmarks": 8},
         "phi3": {"original_max_position_embeddings": POSITIONS},
         "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},

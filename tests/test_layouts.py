@@ -196,6 +196,8 @@ def test_longrope_beyond_its_original_length(tmp_path: Path) -> None:
         together, torch.cat([reranker.compute_score([pair]) for pair in PAIRS]), atol=1e-5, rtol=1e-4
     )
     assert float((golden.padded_scores(reranker, PAIRS) - together).abs().max()) > 1e-3
+    reranker.set_max_len(24)
+    assert reranker.layout != "by_length"
 
 
 def test_families_that_nobody_tried(bert: Path, tmp_path: Path) -> None:

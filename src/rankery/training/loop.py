@@ -175,7 +175,7 @@ def _card(run: Run, state: dict[str, Any]) -> str:
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
     weights = model_weights(run.engine.model_state(run.model, has_adapters(run.reranker.model)))
     card = _card(run, state)
-    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card, golden=False))
+    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card, False))
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
@@ -192,7 +192,7 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
         }  # fmt: skip
         card = _card(run, state)
         checkpoint.write_checkpoint(
-            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, golden=False),
+            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, False),
             run.config.num_max_checkpoints,
         )  # fmt: skip
         checkpoint.prune(run.folder, "best", {state["best_step"]})
