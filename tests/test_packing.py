@@ -144,15 +144,16 @@ def test_layout(lengths: list[int]) -> None:
     packing = packing_of(lengths)
     total = sum(lengths)
     assert packing.position_ids.shape == (1, total)
-    assert packing.token[packing.place].tolist() == list(range(total))
-    assert sorted([*packing.place.tolist(), *packing.padding.tolist()]) == list(range(len(packing.token)))
-    assert sum(chunk.places for chunk in packing.chunks) == len(packing.token)
-    assert sorted(n for chunk in packing.chunks for n in chunk.lengths) == sorted(lengths)
+    layout = packing.rows
+    assert layout.token[layout.place].tolist() == list(range(total))
+    assert sorted([*layout.place.tolist(), *layout.padding.tolist()]) == list(range(len(layout.token)))
+    assert sum(chunk.places for chunk in layout.chunks) == len(layout.token)
+    assert sorted(n for chunk in layout.chunks for n in chunk.lengths) == sorted(lengths)
     assert (packing.last - packing.first + 1).tolist() == lengths
     at = 0
-    for chunk in packing.chunks:
+    for chunk in layout.chunks:
         for length in chunk.lengths:  # a row is one pair from its first token on
-            tokens = packing.token[at : at + length]
+            tokens = layout.token[at : at + length]
             assert packing.position_ids[0, tokens].tolist() == list(range(length))
             assert int(tokens[-1]) - int(tokens[0]) == length - 1
             at += chunk.width

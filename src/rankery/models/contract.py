@@ -1,7 +1,8 @@
 """A saved model directory is a contract: `rankery.json` says how it scores, and holds golden scores to prove it.
 
 Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; what is beside the weights
-(golden scores, the card) never costs them. Loading compares (golden.py).
+(golden scores, the card) never costs them. Loading compares scores (golden.py) and digests (contract_schema.py), which tell what
+probes cannot: a word they do not hold.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 
 from rankery.data.template import PairTemplate
 from rankery.errors import InputError, attempt
-from rankery.models.folders import CONTRACT_FILE, write_whole, written_aside
+from rankery.models.contract_schema import DIGEST, changed_files, contract_problems, digest_of, file_digests
+from rankery.models.folders import CONTRACT_FILE, files_in, write_whole, written_aside
 from rankery.models.golden import NO_GOLDEN, golden_of, verify_golden
 from rankery.models.golden import PROBES as PROBES
 from rankery.models.lora import has_adapters, save_adapters
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
 
 FORMAT_VERSION = 1
-CONTRACT_KEYS = (
-    *("model_type", "num_labels", "max_len", "query_format", "document_format", "template", "min_label", "max_label"),
-    *("probes", "golden", "tolerance", "files"),
-)
 
 
 def read_contract(folder: Path) -> dict[str, Any] | None:
@@ -43,17 +41,20 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         contract = json.loads(file.read_text(encoding="utf-8"))
-        version = int(contract["format_version"])
-        missing = [key for key in CONTRACT_KEYS if version <= FORMAT_VERSION and key not in contract]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        missing, version = [repr(error)], 0
-    if missing:
+        version = contract["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise InputError(
+                f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
+            )
+        problems = contract_problems(contract)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problems = [f"{type(error).__name__}: {error!s:.80}"]
+    if problems:
         raise InputError(
-            f"{file}: is no rankery contract (missing: {', '.join(missing)}); expected the file as saved: save the model again"
-        )
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
+            f"{file}: is no rankery contract, or was changed ({'; '.join(problems)[:300]}); expected the file as saved: restore it, or "
+            "save the model again"
         )
     return contract
 
@@ -63,7 +64,7 @@ def foreign_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     contract = read_contract(folder)
-    ours = {CONTRACT_FILE, *contract["files"]} if contract else set()
+    ours = {CONTRACT_FILE, *(name.split("/")[0] for name in contract["files"])} if contract else set()
     return sorted(path.name for path in folder.iterdir() if path.name not in ours)
 
 
@@ -106,8 +107,15 @@ def check_contract(contract: dict[str, Any], reranker: Reranker, name: str, veri
         InputError: it does not.
     """
     check_template(contract, reranker.template, name)
-    if verify and not getattr(reranker.model, "is_loaded_in_4bit", False):  # golden scores are of whole weights
+    if not verify:
+        return
+    if not getattr(reranker.model, "is_loaded_in_4bit", False):  # golden scores are of whole weights
         verify_golden(contract, reranker, name)
+    if changed := changed_files(Path(name), contract):
+        raise InputError(
+            f"{name}: {', '.join(changed[:3])} changed since the model was saved, which its probes need not show; restore the files, or "
+            "load with verify=False and save again if that is meant"
+        )
 
 
 def write_model_directory(
@@ -133,11 +141,12 @@ def write_model_directory(
 
 
 def add_golden(folder: Path, reranker: Reranker) -> None:
-    """Puts golden scores into a directory that was written without; `reranker` is of the same kind, its weights may be others."""
+    """Puts golden scores into a directory without any; `reranker` is of the same kind, its weights may be others."""
     contract = read_contract(folder)
-    assert contract is not None, "a directory that was just written"
-    contract |= golden_of(reranker, folder, is_remote_code(reranker.model))
-    write_whole(folder / CONTRACT_FILE, json.dumps(contract, ensure_ascii=False, indent=1))
+    if contract is not None and not contract["probes"]:
+        contract |= golden_of(reranker, folder, is_remote_code(reranker.model))
+        whole = contract_text(contract)
+        attempt(f"{folder}: has no golden scores", lambda: write_whole(folder / CONTRACT_FILE, whole), None)
 
 
 def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str, golden: bool) -> None:
@@ -149,8 +158,12 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
     else:
         _write_whole_model(aside, reranker, state)
     (aside / "README.md").write_text(card, encoding="utf-8")
-    contract = _contract(reranker, aside, golden)
-    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
+    (aside / CONTRACT_FILE).write_text(contract_text(_contract(reranker, aside, golden)), encoding="utf-8")
+
+
+def contract_text(contract: dict[str, Any]) -> str:
+    """A contract as its file holds it, with its own digest."""
+    return json.dumps({**contract, DIGEST: digest_of(contract)}, ensure_ascii=False, indent=1)
 
 
 def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]) -> None:
@@ -221,7 +234,8 @@ def _contract(reranker: Reranker, folder: Path, golden: bool) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
         **proof,
-        "files": sorted(path.name for path in folder.iterdir()),
+        "files": (files := files_in(folder)),
+        "digests": file_digests(folder, files),
         **({"calibration": saved} if saved else {}),
     }
 

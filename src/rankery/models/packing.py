@@ -18,7 +18,7 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rankery.data.packing import Chunk, Packing
+from rankery.data.packing import Chunk, Packing, Rows
 from rankery.models.varlen import varlen_attention
 
 # Shapes: N tokens, M places, H heads (of keys and values there may be fewer), D width of a head, B rows of a chunk, T its width.
@@ -85,7 +85,7 @@ def sequence_module(model: Any) -> Any:
     return getattr(base, "encoder", None) or getattr(base, "transformer", None) or base
 
 
-class _Rows(torch.autograd.Function):
+class _RowsByIndex(torch.autograd.Function):
     """Rows of a matrix by index, and back: each row is taken once at most, so that its gradient is a row by index as well."""
 
     @staticmethod
@@ -122,14 +122,15 @@ def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
             out_of_kernel = varlen_attention(query, key, value, packing, causal, window, options)
             if out_of_kernel is not None:
                 return out_of_kernel, None
-        split = [chunk.places for chunk in packing.chunks]
-        places = [_unpacked(x, packing).split(split) for x in (query, key, value)]
+        layout = packing.rows
+        split = [chunk.places for chunk in layout.chunks]
+        places = [_unpacked(x, layout).split(split) for x in (query, key, value)]
         lengths = [length for _, length in packing.trunks]
-        rows_of_chunks = packing.row_lengths.split([len(chunk.lengths) for chunk in packing.chunks])
+        rows_of_chunks = layout.lengths.split([len(chunk.lengths) for chunk in layout.chunks])
         # Cut with split: a slice's gradient is as large as the whole row.
         trunks = [x.split([*lengths, x.shape[2] - sum(lengths)], dim=2) for x in (key, value)]
         out = []
-        for number, (chunk, *parts) in enumerate(zip(packing.chunks, *places, strict=True)):
+        for number, (chunk, *parts) in enumerate(zip(layout.chunks, *places, strict=True)):
             rows = [x.unflatten(0, (-1, chunk.width)).transpose(1, 2) for x in parts]
             if chunk.trunk is not None:
                 before = [trunk[chunk.trunk].expand(len(chunk.lengths), -1, -1, -1) for trunk in trunks]
@@ -142,17 +143,17 @@ def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
                 )
             out.append(function(module, *rows, packing.masks[kind], **options)[0].flatten(0, 1))
         joined = torch.cat(out)
-        tokens = _Rows.apply(joined.flatten(1), packing.place, packing.token, packing.padding)
+        tokens = _RowsByIndex.apply(joined.flatten(1), layout.place, layout.token, layout.padding)
         return tokens.view(1, -1, *joined.shape[1:]), None
 
     return attend
 
 
-def _unpacked(tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _unpacked(tokens: torch.Tensor, layout: Rows) -> torch.Tensor:
     """Heads of tokens [1, H, N, D] as places [M, H, D]."""
     _, heads, _, width = tokens.shape
     rows = tokens[0].transpose(0, 1).reshape(-1, heads * width)
-    return _Rows.apply(rows, packing.token, packing.place, None).view(-1, heads, width)
+    return _RowsByIndex.apply(rows, layout.token, layout.place, None).view(-1, heads, width)
 
 
 def chunk_mask(

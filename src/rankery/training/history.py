@@ -15,7 +15,7 @@ from rankery.errors import InputError
 from rankery.report.charts import Line, line_chart
 from rankery.report.page import Html, columns
 from rankery.training.output import RUN_FILE, read_run
-from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, read_rows
+from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, damaged_lines, read_rows
 
 VALIDATION = "val/"
 # Key: (title, unit, values that the axis includes).
@@ -60,9 +60,11 @@ class History:
         after = [row for row in self.evaluations() if row["step"] > 0]
         if not after:
             return {}
-        name = "nDCG@10" if self.config["best_metric"] == "auto" else self.config["best_metric"]
+        wanted = self.config.get("best_metric", "auto")
+        name = "nDCG@10" if wanted == "auto" else wanted
         sign = -1 if name == "loss" else 1
-        chosen = max(after, key=lambda row: sign * row[f"{VALIDATION}{name}"]) if name else after[-1]
+        measured = [row for row in after if f"{VALIDATION}{name}" in row]
+        chosen = max(measured, key=lambda row: sign * row[f"{VALIDATION}{name}"]) if measured else after[-1]
         return {key.removeprefix(VALIDATION): chosen[key] for key in chosen if key.startswith(VALIDATION)}
 
     def mean(self, key: str) -> float | None:
@@ -79,14 +81,23 @@ def read_history(folder: Path, name: str) -> History:
     """A run's history.
 
     Raises:
-        InputError: no run owns the folder.
+        InputError: no run owns the folder; its files are damaged.
     """
     run = read_run(folder)
     if run is None:
         raise InputError(
             f"{folder}: holds no {RUN_FILE}; expected the output_dir of a training (the folder that model/ is in)"
         )
-    return History(name, folder, run["config"], read_rows(folder / METRICS_FILE) + read_rows(folder / TIMINGS_FILE))
+    files = [folder / METRICS_FILE, folder / TIMINGS_FILE]
+    damaged = [(file, lines) for file in files if (lines := damaged_lines(file))]
+    if damaged:
+        raise InputError(
+            [
+                f"{file}:{lines[0]}: is no line of a run ({len(lines)} such lines); restore the file, or delete the line"
+                for file, lines in damaged
+            ]
+        )
+    return History(name, folder, run["config"], [row for file in files for row in read_rows(file)])
 
 
 def own_curves(history: History) -> Html:

@@ -18,11 +18,10 @@ from rankery.errors import attempt
 from rankery.models.card import Before, model_card, verdict
 from rankery.models.contract import add_golden, write_model_directory
 from rankery.models.folders import remove
-from rankery.models.folders import replace as replace_folder
 from rankery.models.loading import new_head
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
-from rankery.training import checkpoint
+from rankery.training import checkpoint, output, published
 from rankery.training.describe import describe
 from rankery.training.optim import lr_factor, set_lr
 from rankery.training.report import write_report
@@ -42,9 +41,7 @@ def fit(run: Run) -> Path:
         run.say(f"resumed after step {state['step']}")
     tracker = None
     if run.engine.is_main:
-        tracker = Tracker(
-            run.folder, config.log_with, run.run_id, state["step"], state["metrics_bytes"], config.model_dump()
-        )
+        tracker = Tracker(run.folder, config.log_with, run.run_id, state, config.model_dump(), run.say)
     _drop_future_best(run, state["step"])
     if run.val_data is not None and state["step"] == 0:
         _evaluate(run, state, tracker)
@@ -152,7 +149,7 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     value = -metrics[name] if name == "loss" else metrics[name]
     if state["best"] is None or value > state["best"]:
         state.update(best=value, best_step=state["step"], best_metrics=metrics, worse_evaluations=0)
-        _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
+        state["best_files"] = _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
         # A run that is killed now goes on from the newest checkpoint, with the best model that this one names.
         run.engine.on_main(
             lambda: checkpoint.prune(run.folder, "best", {state["step"], *checkpoint.named_best(run.folder)})
@@ -172,10 +169,15 @@ def _card(run: Run, state: dict[str, Any]) -> str:
     return attempt("the card of the model could not be written", whole, "")
 
 
-def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
+def _write_model(run: Run, state: dict[str, Any], folder: Path) -> checkpoint.Files:
     weights = model_weights(run.engine.model_state(run.model, has_adapters(run.reranker.model)))
     card = _card(run, state)
-    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card, False))
+
+    def write() -> checkpoint.Files:
+        write_model_directory(folder, run.reranker, weights, card, golden=False)
+        return checkpoint.measured(folder)
+
+    return run.engine.on_main(write)
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
@@ -186,13 +188,13 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
 
     def write() -> None:
         assert tracker is not None
-        saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
+        saved = {**state, **tracker.position(), "token_budget": run.plan.budget}
         saved |= {
             "scaler": engine.scaler.state_dict(), "engine": engine.kind, "processes": engine.processes, "run_id": run.run_id,
         }  # fmt: skip
         card = _card(run, state)
         checkpoint.write_checkpoint(
-            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, False),
+            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, golden=False),
             run.config.num_max_checkpoints,
         )  # fmt: skip
         checkpoint.prune(run.folder, "best", {state["best_step"]})
@@ -213,20 +215,22 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
 
     The folder appears whole, and what it is made of goes only then: a run that is killed here finishes when it is resumed.
     """
-    target, checkpoints = run.folder / "model", run.folder / "checkpoints"
-    source, which = checkpoints / f"best_{state['best_step']}", f"the best by {_best_metric(run)}, of step"
-    metrics = state["best_metrics"]
-    if not run.engine.on_main(source.is_dir):
-        if run.engine.on_main(target.is_dir):
+    target, checkpoints, engine = run.folder / "model", run.folder / "checkpoints", run.engine
+    best, last = checkpoints / f"best_{state['best_step']}", checkpoints / f"last_{state['step']}"
+    source, which, metrics = best, f"the best by {_best_metric(run)}, of step", state["best_metrics"]
+    files, kept = state["best_files"], set()
+    if problem := engine.on_main(lambda: published.not_whole(best, files)):
+        if engine.on_main(lambda: published.is_finished(run.folder, (best.name, last.name), _format(run))):
+            engine.on_main(lambda: add_golden(target, run.reranker))  # a kill may have come before them
             run.say(f"model (finished before): {target}")
             return target
         if state["best_step"]:
-            run.say(f"note: {source} is gone; the last model is saved instead")
+            run.say(f"note: {best} {problem}; the last model is saved instead")
+            kept.add(state["best_step"])
             state["best_step"] = 0
-        source, which = checkpoints / f"last_{state['step']}", "of the last step,"
-        metrics = state["metrics"]
-        _write_model(run, state, source)
-    run.engine.on_main(lambda: _write_final(run, source, target))
+        source, which, metrics = last, "of the last step,", state["metrics"]
+        files = _write_model(run, state, last)
+    engine.on_main(lambda: _write_final(run, source, files, kept))
     run.say(f"model ({which} {source.name.split('_')[1]}): {target}")
     before = _before(state)
     if before.metrics and metrics:
@@ -236,13 +240,15 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
     return target
 
 
-def _write_final(run: Run, source: Path, target: Path) -> None:
+def _format(run: Run) -> int:
+    return int((output.read_run(run.folder) or {"format": 2})["format"])
+
+
+def _write_final(run: Run, source: Path, files: checkpoint.Files, kept: set[int]) -> None:
     """The final model from a folder of the run's weights: as it is, or merged and cast as the configuration says."""
-    dtype, adapted = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model)
-    if (adapted and not run.config.lora_merge) or (not adapted and dtype == torch.float32):
-        add_golden(source, run.reranker)
-        replace_folder(source, target)
-    else:
+    dtype, adapted, made = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model), source
+    published.check_place(run.folder, source, _format(run))
+    if (adapted and run.config.lora_merge) or (not adapted and dtype != torch.float32):
         reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
             source, device="cpu", dtype=torch.float32, trust_remote_code=run.config.trust_remote_code,
             cache_dir=run.config.cache_dir,
@@ -255,6 +261,10 @@ def _write_final(run: Run, source: Path, target: Path) -> None:
         }
         for name, parameter in reranker.model.named_parameters():
             parameter.data.copy_(weights[name])  # rounded as saved: golden scores are of these
-        write_model_directory(target, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
-    checkpoint.prune(run.folder, "last")
-    checkpoint.prune(run.folder, "best")
+        made = source.with_name(f"final_{source.name.split('_')[1]}")
+        write_model_directory(made, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
+        files = checkpoint.measured(made)
+    published.publish(run.folder, made, files, source.name)
+    add_golden(run.folder / "model", run.reranker)
+    for kind in output.MODELS:
+        checkpoint.prune(run.folder, kind, kept if kind == "best" else ())
