@@ -147,6 +147,8 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
     if problems := problems + unusable_losses(objective, examples, data["train"]):
         raise InputError(problems, shared=True)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
+    # Of the first process: where models are loaded in parts, others cannot compare layouts.
+    reranker.family_layout = engine.on_main(lambda: reranker.family_layout)
     layout = reranker.layout
     trunks = None
     if layout == "shared" and is_grouped(config.loss_type):
