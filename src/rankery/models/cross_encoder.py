@@ -99,7 +99,7 @@ class CrossEncoder(Reranker):
         check_whole("num_labels", num_labels)
         num_labels = num_labels or (contract or {}).get("num_labels")
         model, tokenizer = _load(
-            model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
+            model_name_or_path, num_labels, hub, four_bit(load_in_4bit, device), hidden_dropout, attention_dropout
         )
         if seed is None:
             warn_of_new_head(model_name_or_path, model)
