@@ -131,7 +131,7 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(folder, earlier["run_id"], print))
     start = found[1] if found else {}
     try:
-        reranker = engine.everywhere(lambda: open_model(config, found[0] / "model" if found else None))
+        reranker = engine.everywhere(lambda: open_model(config, found[0] / "model" if found else None, engine.device))
     except InputError as error:
         raise InputError(error.problems + engine.on_main(lambda: bad_lines(config, files)), shared=True) from error
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
