@@ -115,14 +115,15 @@ def planted(kind: str, rows: list[dict]) -> dict:
 
 
 ALONE = (
-    "empty_query", "empty_document", "duplicate_query", "repeated_document", "contradiction", "different_labels", "no_positive",
+    "empty_query", "empty_document", "duplicate_query", "repeated_document", "contradiction", "no_positive",
     "no_negative", "one_score", "near_query", "near_document", "shared_document", "cut_positive", "false_negative", "wrong_positive",
-    "label_range",
-    "all_relevant",
 )  # fmt: skip
 TOGETHER = {  # what cannot be planted alone
     "near_contradiction": {"near_contradiction", "near_document"},
-    "mixed_labels": {"mixed_labels", "label_range"},
+    "different_labels": {"different_labels", "grades"},
+    "all_relevant": {"all_relevant", "grades"},
+    "label_range": {"label_range", "grades"},
+    "mixed_labels": {"mixed_labels", "label_range", "grades"},
     "mixed_scripts_queries": {"mixed_scripts_queries", "other_script"},
     "other_script": {"other_script", "mixed_scripts_documents"},
 }

@@ -114,6 +114,11 @@ class TrainConfig(BaseModel):
         description="leave out documents of neg whose neg_scores are above the best of pos_scores less this; listwise_ce then learns "
         "the lists; empty: none",
     )
+    listwise_grades: Literal["gain", "top"] = Field(
+        "gain",
+        description="of listwise_ce and listwise_kl, where labels have more than two grades: gain learns each grade against the "
+        "lower ones, top a query's highest grade alone",
+    )
     ranknet_weight: Literal["none", "grade"] = Field(
         "none", description="of pairwise_ranknet: grade weighs two documents by the difference of their labels"
     )

@@ -33,6 +33,7 @@ RECORDS_AT_ONCE = 512
 NAMED = 8  # lines in a message
 # Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
 SCORE_FLOOR = 1e-4
+GAIN_FLOOR = np.float32(1e-8)  # a gain of 0 in logarithms: as far below 1 as a score of 0 is in logits
 # The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
 ARRAYS = {
     "query_end": "int64",  # [Q] where each query's ids end in query_tokens
@@ -61,6 +62,9 @@ class EncodedPairs:
     paths: tuple[str, ...]
     lengths: np.ndarray  # [P] tokens of each joined, truncated pair
     heads: np.ndarray  # [P] of these, tokens before the document: pairs of one query with as many begin alike
+    by_gain: bool = (
+        False  # labels are grades: without a teacher's logits, a softmax over a query is in proportion to them
+    )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -78,12 +82,13 @@ class EncodedPairs:
 
     def targets(self, pairs: np.ndarray) -> np.ndarray:
         """What is learnt of pairs, [pairs, 2] float32: the label, scaled evenly from [min_label, max_label] to [0, 1], and the
-        teacher's logit, that of the scaled label where the file has none.
+        teacher's logit; where the file has none that of the scaled label, or of grades its logarithm.
         """
         low, high = self.labels.min_label, self.labels.max_label
         scaled = ((self.arrays["label"][pairs] - low) / (high - low)).astype(np.float32)
         logits = self.arrays["teacher_logit"][pairs]
-        return np.stack([scaled, np.where(np.isnan(logits), logit(scaled), logits)], axis=1)
+        own = np.log(np.maximum(scaled, GAIN_FLOOR)) if self.by_gain else logit(scaled)
+        return np.stack([scaled, np.where(np.isnan(logits), own, logits)], axis=1)
 
     def labelled_by_lists(self) -> EncodedPairs:
         """The same with max_label for what is listed in pos and min_label for neg; a teacher's logits stay, or become those of the
