@@ -41,7 +41,9 @@ def relaunched(arguments: argparse.Namespace) -> int | None:
     """
     check_count(arguments.processes)
     if arguments.processes > 1 and "LOCAL_RANK" in os.environ:
-        raise InputError(f"--processes is {arguments.processes}; expected nothing where a launcher runs this already")
+        raise InputError(
+            f"{option('processes')} is {arguments.processes}; expected nothing where a launcher runs this already"
+        )
     if arguments.processes == 1:
         return None
     words = arguments.words
