@@ -454,7 +454,7 @@ def test_more_texts_than_are_kept(tmp_path: Path) -> None:
         assert exact.count == count
         assert abs(found.count - count) < 4 * np.sqrt(count * report.scale)
     assert checked(tmp_path, rows, max_texts=1000).to_dict() == report.to_dict()
-    with pytest.raises(InputError, match="a larger --max-texts"):
+    with pytest.raises(InputError, match="a larger max_texts"):
         checked(tmp_path, rows, max_texts=1000, fix=tmp_path / "clean.jsonl")
     assert not (tmp_path / "clean.jsonl").exists()
 
@@ -576,7 +576,7 @@ def test_a_model_doubts_labels(tmp_path: Path, config: dict) -> None:
     (tmp_path / "broken.jsonl").write_text("{")
     assert rankery.check(tmp_path / "broken.jsonl", score_with=str(folder)).status == 2
     scored = [{"query": "q", "pos": ["a", "b"], "pos_scores": [0.2, 0.7]}]
-    with pytest.raises(InputError, match="--relevant-above"):
+    with pytest.raises(InputError, match="relevant_above"):
         checked(tmp_path, scored, score_with=str(folder))
 
 

@@ -400,7 +400,7 @@ def test_nothing_outlives_a_killed_launch(config: dict, victim: str) -> None:
         assert any("epoch 1:" in line for line in process.stdout), process.stderr
         launcher = psutil.Process(process.pid).children()[0]
         tree = [launcher, *launcher.children(recursive=True)]
-        workers = [child for child in launcher.children(recursive=True) if "rankery.cli" in " ".join(child.cmdline())]
+        workers = [child for child in launcher.children(recursive=True) if "start.py" in " ".join(child.cmdline())]
         {"command": process, "launcher": launcher, "first process": workers[0]}[victim].send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
     _, alive = psutil.wait_procs(tree, timeout=10)

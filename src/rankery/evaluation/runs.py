@@ -19,7 +19,7 @@ import numpy as np
 from rankery.data.encoding import EncodedPairs
 from rankery.data.files import mix, text_hash
 from rankery.data.records import QueryRecord, pair_place
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 
 # trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores.
 MOST_GRADES = 10_000
@@ -138,7 +138,7 @@ def check_finite(scores: np.ndarray, records: Sequence[QueryRecord], scorer: obj
     if len(odd):
         raise InputError(
             f"{len(odd):,} of {len(scores):,} scores of {scorer} are not finite, the first at {pair_place(records, int(odd[0]))}; look "
-            "at these texts, else at the model's weights; a model in float16 may want bfloat16 or float32 (--dtype)",
+            f"at these texts, else at the model's weights; a model in float16 may want bfloat16 or float32 ({option('dtype')})",
             shared=shared,
         )
 

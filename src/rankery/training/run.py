@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rankery.arguments import checked
 from rankery.config import TrainConfig, key_places, load_config
 from rankery.data.encoding import EncodedPairs, default_cache_folder
 from rankery.data.examples import trunks_of
@@ -82,11 +83,12 @@ class Run:
             sys.stdout.flush()
 
 
-def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any) -> Path:
+@checked
+def train(config: str | Path | Mapping[str, Any] | TrainConfig | None, **overrides: Any) -> Path:
     """Fine-tunes a reranker; returns the folder of the final model.
 
     Args:
-        config: YAML file, mapping or TrainConfig; docs/configuration.md lists the keys.
+        config: YAML file, mapping or TrainConfig; docs/configuration.md lists the keys. None: the keys are those of `overrides`.
         overrides: keys that replace those of `config`.
 
     Raises:
