@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from conftest import ROOT, make_data, run_python
 from mutations_run import Mutation, run_mutations, run_verdict
 from safetensors.torch import load
 
-from rankery import InputError, train
+from rankery import InputError, locks, train
 from rankery.cli import main
 from rankery.data.files import written_whole
 from rankery.locks import FolderLock, hold_folder, is_abandoned
@@ -261,7 +262,7 @@ def test_locks(tmp_path: Path) -> None:
             other.take()
         lock.release()
         other.take()
-        assert other.is_held
+        assert other.is_taken
     assert not list(tmp_path.iterdir())
     (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic link"):
@@ -272,6 +273,18 @@ def test_locks(tmp_path: Path) -> None:
     assert not is_abandoned(tmp_path)
     os.close(held)
     assert is_abandoned(tmp_path)
+
+
+def test_a_file_system_without_locks(config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs there begin, go on and are replaced as ever."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    for changes in ({}, {"resume": True}, {"overwrite": True}):
+        folder = train(config, epochs=1, **changes).parent
+        assert not (folder / ".lock").exists()
 
 
 def test_sealed_files_tell_every_change(tmp_path: Path) -> None:
