@@ -427,10 +427,23 @@ def test_bad_words_are_all_said_and_nothing_is_written(
     (tmp_path / "qrels.txt").write_text("q0 0 d0 1\n")
     assert main(["evaluate", "--run", str(tmp_path / "run.txt"), "--qrels", str(tmp_path / "qrels.txt"), *out]) == 2
     assert "none of its 1 queries (other, ...) is among the 1 of qrels.txt (q0, ...)" in capsys.readouterr().err
-    words = ["--baseline", "bm25", "--qrels", str(tmp_path / "qrels.txt"), "--min-label", "1", "--relevant-above", "-1"]
+    words = [
+        "--baseline",
+        "bm25",
+        "--qrels",
+        str(tmp_path / "qrels.txt"),
+        "--min-label",
+        "0.5",
+        "--relevant-above",
+        "-1",
+    ]
     assert main(["evaluate", *words, "--seed", "-1", *out]) == 2
     said = capsys.readouterr().err
-    for problem in ("--min-label goes with --data", "relevant_above is -1; expected a number from 0", "seed is -1"):
+    for problem in (
+        "min_label is 0.5; expected a whole",
+        "relevant_above is -1; expected a number from 0.5",
+        "seed is -1",
+    ):
         assert problem in said
     words = ["--baseline", "bm25", "--data", config["val_dataset"], "--dtype", "float32"]
     assert main(["evaluate", *words, *out]) == 2

@@ -55,6 +55,7 @@ class Comparison:
     qrels: TrecFile | None = None
     runs: list[TrecFile] = field(default_factory=list)
     judgements_given: bool = False  # the qrels are the user's own file
+    min_label: float = 0.0  # the label with relevance 0 in the qrels
 
     def means(self) -> dict[str, dict[str, float]]:
         """System -> measure -> mean over queries."""
@@ -83,10 +84,11 @@ def compare(
     """Writes what is no file yet into `folder`, and measures."""
     level, measures = given.level, given.measures
     qrels = given.qrels
-    if qrels is None:
-        assert given.candidates is not None
-        write_qrels(folder / "qrels.trec", given.candidates.pairs, given.min_label)
+    is_own = qrels is not None and not given.min_label
+    if not is_own:
+        _write_judgements(folder / "qrels.trec", given)
         qrels = TrecFile.qrels(folder / "qrels.trec")
+    assert qrels is not None
     runs = []
     for i in range(len(systems)):
         if i in scored:
@@ -100,7 +102,7 @@ def compare(
     intervals, differences = _statistics(measured.values, reference, question.seed)
     result = Comparison(
         names, list(systems), reference, list(measures), measured, intervals, differences, level, scored,
-        texts=given.texts, qrels=qrels, runs=runs, judgements_given=given.qrels is not None,
+        texts=given.texts, qrels=qrels, runs=runs, judgements_given=is_own, min_label=given.min_label,
     )  # fmt: skip
     result.unanswered = int((measured.relevant == 0).sum()) if level else 0
     if given.candidates is not None:
@@ -111,6 +113,18 @@ def compare(
     places = {} if stage is None else {names[stage]: measured.place[stage]}
     result.slices = slices(dimensions_of(measured, runs[0], given.texts, cut, places))
     return result
+
+
+def _write_judgements(file: Path, given: Given) -> None:
+    """TREC judgements whose relevance begins at min_label: of JSONL, or of the user's own."""
+    if given.qrels is None:
+        assert given.candidates is not None
+        write_qrels(file, given.candidates.pairs, given.min_label)
+        return
+    with file.open("w", encoding="utf-8") as lines:
+        for query in given.qrels:
+            for document, value in given.qrels[query].items():
+                lines.write(f"{query} 0 {document} {max(0, int(value - given.min_label))}\n")
 
 
 def _statistics(values: np.ndarray, reference: int, seed: int) -> tuple[np.ndarray, list[list[Difference | None]]]:
@@ -146,7 +160,7 @@ def _cut_queries(result: Comparison, given: Given) -> dict[str, set[str]]:
     """System -> queries of which it cuts a relevant document."""
     assert given.candidates is not None
     pairs, names = given.candidates.pairs, given.candidates.names
-    gain = gains(pairs, given.min_label).gain if given.qrels is None else pairs.label
+    gain = gains(pairs, given.min_label).gain if given.qrels is None else pairs.label - given.min_label
     found = {}
     for i, scored in result.scored.items():
         if scored.cut is not None:

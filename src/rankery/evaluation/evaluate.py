@@ -87,7 +87,7 @@ def evaluate(
         measures: names by ir-measures, as a list or in one string; none: nDCG@10, MRR@10, MAP and Recall.
         recall_at: cut-offs of Recall without `measures`.
         reference: the system that differences are to, by its name or as it was given; None: the first model, else baseline, else run.
-        min_label: label of what is not relevant; None: the first model's, else 0.
+        min_label: label of what is not relevant, in `data` or `qrels`; gains begin there. None: the first model's (with `data`), else 0.
         relevant_above: documents with labels above it are relevant; None: min_label.
         output: folder for metrics.json, queries.csv, report.html and TREC files; files of an earlier call there are replaced.
         seed: breaks ties, draws samples.

@@ -37,11 +37,16 @@ class Measured:
     sample: list[tuple[np.ndarray, np.ndarray]]  # of each run (scores, whether relevant) of some pairs
 
 
-def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
+def wanted(names: Sequence[str], level: int = 1, min_label: float = 0.0) -> dict[str, Any]:
     """Name -> ir-measures' measure; documents count as relevant from `level` on, where a name does not say its own `rel`.
 
+    Args:
+        names: by ir-measures.
+        level: the lowest relevance in the qrels that counts.
+        min_label: the label that has relevance 0 there; a name's own `rel` is a label.
+
     Raises:
-        InputError: names that ir-measures does not know, and measures that are no mean over queries.
+        InputError: names that ir-measures does not know, measures that are no mean over queries, a `rel` that no relevance is.
     """
     import ir_measures
     from ir_measures import MeanAgg
@@ -55,6 +60,8 @@ def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
                 raise ValueError("a count, which has no mean over queries")
             if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params and level != 1:
                 measure = measure(rel=level)
+            elif "rel" in measure.params and min_label:
+                measure = measure(rel=_above(measure.params["rel"], min_label))
             ir_measures.evaluator([measure], [])
             found[name] = measure
         except (ValueError, NameError, KeyError, TypeError, AssertionError, RuntimeError) as error:
@@ -62,6 +69,13 @@ def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
     if problems:
         raise InputError(problems)
     return found
+
+
+def _above(grade: int, min_label: float) -> int:
+    """The relevance, counted from `min_label`, of a measure's own grade."""
+    if min_label != round(min_label) or grade <= min_label:
+        raise ValueError(f"its grade {grade} is a label, and relevance begins above min_label, {min_label:g}")
+    return grade - round(min_label)
 
 
 def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, Any], level: int = 1) -> Measured:

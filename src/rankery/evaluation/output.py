@@ -34,7 +34,9 @@ def check_output(output: Path, systems: Sequence[System], names: Sequence[str], 
     problems = []
     given = [*(s.value for s in systems if s.kind == "run"), question.qrels, question.queries, question.documents]
     inputs = [Path(name).expanduser() for name in [*given, *question.data] if name]
-    targets = [output / name for name in FILES] + ([] if question.qrels else [output / "qrels.trec"])
+    targets = [output / name for name in FILES]
+    if not question.qrels or question.min_label:
+        targets.append(output / "qrels.trec")
     for target in [*targets, *run_files(output, systems, names).values()]:
         try:
             check_writable(target)

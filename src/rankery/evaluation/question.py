@@ -54,13 +54,12 @@ def check_question(systems: Sequence[System], question: Question, names: Sequenc
             problems.append(f"{name} is {value}; expected a finite number")
     if question.seed < 0:
         problems.append(f"seed is {question.seed}; expected 0 or more")
-    if question.qrels and question.min_label is not None:
+    lowest = 0.0 if question.min_label is None else question.min_label
+    if question.qrels and lowest != math.floor(lowest):
+        problems.append(f"min_label is {lowest:g}; expected a whole number with --qrels, as their relevance is")
+    if question.qrels and question.relevant_above is not None and question.relevant_above < lowest:
         problems.append(
-            "--min-label goes with --data; with --qrels expected --relevant-above, or nothing: relevance counts from 1"
-        )
-    if question.qrels and question.relevant_above is not None and question.relevant_above < 0:
-        problems.append(
-            f"relevant_above is {question.relevant_above:g}; expected a number from 0: tools count relevance from 1"
+            f"relevant_above is {question.relevant_above:g}; expected a number from {lowest:g}, min_label, whose gain is 0"
         )
     if not systems:
         problems.append("no system is named; expected --model, --baseline or --run")
@@ -94,7 +93,7 @@ class Given:
     qrels: TrecFile | None  # None: still to be written
     runs: dict[int, TrecFile]
     min_label: float = 0.0
-    level: int = 0  # relevance in the qrels from which on documents are relevant; 0: none are, labels are scores
+    level: int = 0  # relevance above min_label from which on documents are relevant; 0: none are, labels are scores
     measures: dict[str, Any] = field(default_factory=dict)  # name -> ir-measures' measure
 
 
@@ -108,14 +107,14 @@ def read_input(systems: Sequence[System], question: Question) -> Given:
     judged = gains(given.candidates.pairs, given.min_label) if given.qrels is None and given.candidates else None
     above = question.relevant_above
     if judged is None:
-        given.level = 1 if above is None else math.floor(above) + 1
+        given.level = 1 if above is None else math.floor(above - given.min_label) + 1
     elif has_relevant(judged, above):
         given.level = relevance_level(judged, given.min_label if above is None else above)
     names = question.measures or [*DEFAULT, *(f"Recall@{k}" for k in question.recall_at)][: None if given.level else 1]
     if judged is not None and judged.is_soft:
         _check_soft(names, given.level)
     given.level = min(given.level, HIGHEST)
-    given.measures = wanted(names, max(given.level, 1))
+    given.measures = wanted(names, max(given.level, 1), given.min_label)
     return given
 
 
@@ -184,7 +183,7 @@ def _read(systems: Sequence[System], question: Question) -> Given:
         assert queries is not None
         assert documents is not None
         candidates = of_trec(next(iter(runs.values()), qrels), qrels, queries, documents)
-    return Given(candidates, texts, qrels, runs)
+    return Given(candidates, texts, qrels, runs, question.min_label or 0.0)
 
 
 def _read_data(systems: Sequence[System], question: Question) -> tuple[Candidates, Texts, float]:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from rankery.data.collate import Work
+from rankery.errors import attempt
 from rankery.models.card import Before, model_card, verdict
-from rankery.models.contract import write_model_directory
+from rankery.models.contract import add_golden, write_model_directory
 from rankery.models.folders import remove
 from rankery.models.loading import new_head
 from rankery.models.lora import has_adapters, merge_adapters
@@ -162,7 +163,10 @@ def _before(state: dict[str, Any]) -> Before:
 
 
 def _card(run: Run, state: dict[str, Any]) -> str:
-    return model_card(run.config, run.reranker, _before(state), state["metrics"], state["step"], run.summary)
+    def whole() -> str:
+        return model_card(run.config, run.reranker, _before(state), state["metrics"], state["step"], run.summary)
+
+    return attempt("the card of the model could not be written", whole, "")
 
 
 def _write_model(run: Run, state: dict[str, Any], folder: Path) -> checkpoint.Files:
@@ -170,7 +174,7 @@ def _write_model(run: Run, state: dict[str, Any], folder: Path) -> checkpoint.Fi
     card = _card(run, state)
 
     def write() -> checkpoint.Files:
-        write_model_directory(folder, run.reranker, weights, card)
+        write_model_directory(folder, run.reranker, weights, card, golden=False)
         return checkpoint.measured(folder)
 
     return run.engine.on_main(write)
@@ -190,7 +194,7 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
         }  # fmt: skip
         card = _card(run, state)
         checkpoint.write_checkpoint(
-            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),
+            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, golden=False),
             run.config.num_max_checkpoints,
         )  # fmt: skip
         checkpoint.prune(run.folder, "best", {state["best_step"]})
@@ -217,6 +221,7 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
     files, kept = state["best_files"], set()
     if problem := engine.on_main(lambda: published.not_whole(best, files)):
         if engine.on_main(lambda: published.is_finished(run.folder, (best.name, last.name), _format(run))):
+            engine.on_main(lambda: add_golden(target, run.reranker))  # a kill may have come before them
             run.say(f"model (finished before): {target}")
             return target
         if state["best_step"]:
@@ -254,9 +259,12 @@ def _write_final(run: Run, source: Path, files: checkpoint.Files, kept: set[int]
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in reranker.model.state_dict().items()
         }
+        for name, parameter in reranker.model.named_parameters():
+            parameter.data.copy_(weights[name])  # rounded as saved: golden scores are of these
         made = source.with_name(f"final_{source.name.split('_')[1]}")
         write_model_directory(made, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
         files = checkpoint.measured(made)
     published.publish(run.folder, made, files, source.name)
+    add_golden(run.folder / "model", run.reranker)
     for kind in output.MODELS:
         checkpoint.prune(run.folder, kind, kept if kind == "best" else ())

@@ -164,7 +164,8 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
         budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
     reranker.labels = (config.min_label, config.max_label)
-    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
+    packed = layout in ("packed", "shared")
+    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision], packed)
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [(parameter.numel(), parameter.requires_grad) for parameter in reranker.scorer.parameters()]
