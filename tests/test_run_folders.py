@@ -22,9 +22,9 @@ from safetensors.torch import load
 
 from rankery import InputError, locks, train
 from rankery.cli import main
-from rankery.data.files import written_whole
+from rankery.data.files import named, written_whole
 from rankery.locks import FolderLock, hold_folder, is_abandoned
-from rankery.models.folders import files_in
+from rankery.models.folders import files_in, write_whole
 from rankery.sealed import Schema, read_sealed, sealed
 from rankery.training import loop, run, tracking
 from rankery.training.comparison import compare
@@ -427,6 +427,27 @@ def test_nothing_outlives_a_killed_launch(config: dict, victim: str) -> None:
         *words, "resume=true", "log_interval=100000", "patience=1", "eval_steps=1",
     )  # fmt: skip
     assert "resume: patience was None" in again.stderr  # it is asked for, and refused for that alone
+
+
+def test_errors_of_a_full_disk_name_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full refuses what is written, as a full disk does, and names nothing."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **options: original(Path("/dev/full"), *mode, **options))
+    page, run_file = tmp_path / "page.html", tmp_path / "run.trec"
+    with pytest.raises(OSError, match=rf"No space left on device: '{page}'"):
+        write_whole(page, "x")
+    with (
+        pytest.raises(OSError, match=rf"No space left on device: '{run_file}'"),
+        named(run_file),
+        run_file.open("w") as file,
+    ):
+        file.write("x")
+    with pytest.raises(InputError, match=rf"{page}: could not be written: .*No space"), written_whole(page) as whole:
+        whole.write(b"x")
+    with pytest.raises(FileNotFoundError, match="elsewhere"), named(page):
+        os.stat(tmp_path / "elsewhere")
 
 
 @pytest.fixture(scope="module")
