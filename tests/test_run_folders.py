@@ -22,12 +22,14 @@ from safetensors.torch import load
 
 from rankery import InputError, locks, train
 from rankery.cli import main
+from rankery.config import load_config
 from rankery.data.files import named, written_whole
 from rankery.locks import FolderLock, hold_folder, is_abandoned
 from rankery.models.folders import files_in, write_whole
 from rankery.sealed import Schema, read_sealed, sealed
-from rankery.training import loop, run, tracking
+from rankery.training import loop, output, run, tracking
 from rankery.training.comparison import compare
+from rankery.training.tuned import read_tuned, write_tuned
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -324,6 +326,28 @@ def test_metrics_that_were_changed_are_said_and_stop_nothing(
     assert same(weights(train(config)), best)
     assert re.search(rf"note: .*metrics.jsonl was changed .* {len(lines) - 1} lines", capsys.readouterr().out)
     assert file.read_text() == "".join(lines[:2] + lines[3:])
+
+
+def test_budgets_that_were_changed(config: dict, tmp_path: Path) -> None:
+    """A measured one is measured again; the one that a run came down to is an error."""
+    file = tmp_path / "token_budgets.json"
+    write_tuned(file, "a", 512)
+    write_tuned(file, "b", 1024)
+    assert read_tuned(file) == {"a": 512, "b": 1024}
+    file.write_text(file.read_text().replace("512", "513"))
+    assert read_tuned(file) == {}
+    for value in (0, -1, True, 1 << 40, 0.5, "512", None):
+        file.write_text(json.dumps({"a": value, "b": 512}))  # of an older rankery
+        assert read_tuned(file) == {"b": 512}
+    folder = train(config, epochs=1).parent
+    lowered = folder / "checkpoints/token_budget"
+    output.lower_token_budget(folder, 64)
+    parsed = load_config({**config, "resume": True, "epochs": 1})
+    assert output.token_budget(parsed, {}) == 64
+    for content in ("64", "x", "", '{"token_budget": 0}', lowered.read_text().replace("64", "640000")):
+        lowered.write_text(content)
+        with pytest.raises(InputError, match=r"checkpoints/token_budget: cannot be read \(.*\); delete it, or set"):
+            output.token_budget(parsed, {})
 
 
 def test_a_tracker_that_fails_costs_no_run(
