@@ -38,7 +38,7 @@ def assert_equal_runs(left: Path, right: Path) -> None:
 
 
 def test_learns_and_writes_what_the_contract_says(config: dict) -> None:
-    folder = train(config, epochs=12)
+    folder = train(config, epochs=12, hidden_dropout=0.0, attention_dropout=0.0)  # what it learns hangs on no mask
     assert folder == Path(config["output_dir"]) / "model"
     rows = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
     before, after = rows[0], [row for row in rows if "val/loss" in row][-1]
