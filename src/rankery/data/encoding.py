@@ -28,7 +28,8 @@ from rankery.data.token_cache import Tokens, clear_abandoned, delete, read_meta,
 from rankery.errors import InputError
 from rankery.locks import hold_folder
 
-CACHE_VERSION = 5
+CACHE_VERSION = 4  # of what the arrays hold, a part of their name; runs that go on ask for the same
+CACHE_FORMAT = 5  # of the folder
 RECORDS_AT_ONCE = 512
 NAMED = 8  # lines in a message
 # Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
@@ -143,7 +144,7 @@ def cache_key(paths: list[Path], tokenizer: Any, template: PairTemplate, labels:
 
 def is_cached(folder: Path) -> bool:
     """Whether a cache folder is there and whole; a process looks at the bytes once."""
-    return read_meta(folder, CACHE_VERSION, FILES) is not None
+    return read_meta(folder, CACHE_FORMAT, FILES) is not None
 
 
 def encode(
@@ -187,7 +188,7 @@ def open_encoded(folder: Path, template: PairTemplate, labels: LabelRange, paths
     Raises:
         InputError: it is not there, or damaged.
     """
-    meta = read_meta(folder, CACHE_VERSION, FILES)
+    meta = read_meta(folder, CACHE_FORMAT, FILES)
     if meta is None:
         raise InputError(f"{folder}: is no whole cache of tokenised data; start again: it is made again")
     arrays: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in ARRAYS.items()}
@@ -252,7 +253,7 @@ def _write(
     finally:
         for file in files.values():
             file.close()
-    write_meta(folder, CACHE_VERSION, token_type, FILES)
+    write_meta(folder, CACHE_FORMAT, token_type, FILES)
 
 
 def _listed(record: QueryRecord) -> list[int]:

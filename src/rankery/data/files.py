@@ -109,6 +109,17 @@ def check_writable(file: Path) -> None:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of the system inside, such as a full disk, name the file that was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which then takes the name `path`; nothing is left after an error, no folder either. Packed where the name
     ends in .gz.
