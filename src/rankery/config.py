@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rankery.config_rules import contradictions
-from rankery.config_yaml import Dumper, Loader, read_yaml
+from rankery.config_yaml import Dumper, Loader, read_yaml, set_twice
 from rankery.errors import InputError
 
 ALIASES = {"epoch": "epochs"}
@@ -221,6 +221,8 @@ def parse_value(key: str, text: str) -> Any:
     others = tuple(mark for kind, mark in OPENS.items() if kind in TEXTS.get(key, ()))
     if key in TEXTS and not text.startswith(others):
         return text if text or key in EMPTY_MEANS_EMPTY else None
+    if twice := set_twice(yaml.compose(text, Loader)):
+        raise InputError(f"command line: {key} has {twice[0][1]} twice in {text:.80}; keep one")
     return yaml.load(text, Loader)
 
 
@@ -228,14 +230,18 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`key=value` words (a leading -- is allowed) as a dictionary.
 
     Raises:
-        InputError: words of another form.
+        InputError: words of another form, a key twice.
     """
     problems: list[str] = []
     values: dict[str, Any] = {}
     for word in arguments:
         key, equals, text = word.removeprefix("--").partition("=")
+        if key in values:
+            problems.append(f"command line: {key} is set twice; keep one")
         try:
             values[key] = parse_value(ALIASES.get(key, key), text)
+        except InputError as error:
+            problems += error.problems
         except yaml.YAMLError as error:
             problems.append(f"command line: {key} is {text!r}, which is not YAML: {' '.join(str(error).split())}")
         if not equals:

@@ -56,19 +56,36 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from None
     try:
         node = yaml.compose(text, Loader)
-        values = yaml.load(text, Loader)
+        problems = [f"{path}:{line}: {key} is set twice; keep one" for line, key in set_twice(node)]
+        values = {} if problems else yaml.load(text, Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path}: holds no keys; expected lines of the form key: value")
-    places: dict[str, str] = {}
-    problems = []
-    for key_node, _ in node.value:
-        if key_node.value in places:
-            problems.append(f"{path}:{key_node.start_mark.line + 1}: {key_node.value} is set twice; keep one")
-        places[key_node.value] = f"{path}:{key_node.start_mark.line + 1}"
     if problems:
         raise InputError(problems)
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path}: holds no keys; expected lines of the form key: value")
+    places = {key.value: f"{path}:{key.start_mark.line + 1}" for key, _ in node.value}
     return values, places
+
+
+def set_twice(node: yaml.Node | None) -> list[tuple[int, str]]:
+    """(line, key) of what any mapping of a text has twice, of which YAML readers take the last in silence."""
+    found: list[tuple[int, str]] = []
+    nodes, seen = [node], set[int]()  # a node may be there often, by aliases
+    while nodes:
+        one = nodes.pop()
+        if one is None or id(one) in seen or isinstance(one, yaml.ScalarNode):
+            continue
+        seen.add(id(one))
+        if isinstance(one, yaml.SequenceNode):
+            nodes += one.value
+            continue
+        keys = set[str]()
+        for key, value in one.value:
+            if isinstance(key, yaml.ScalarNode):
+                found += [(key.start_mark.line + 1, key.value)] if key.value in keys else []
+                keys.add(key.value)
+            nodes.append(value)
+    return sorted(found)
