@@ -70,8 +70,14 @@ def comparison_text(result: Comparison) -> str:
 
 
 def missing_notes(result: Comparison) -> list[str]:
-    """A sentence for each run that lacks queries, or leaves their order to whoever reads it."""
-    notes = []
+    """A sentence for each system that orders nothing, lacks queries, or leaves their order to whoever reads it; and for
+    judgements that say nothing."""
+    notes = [
+        f"{result.names[i]} orders NOTHING: it gives all documents of a query (nearly) one score, and its numbers are those of a "
+        "random order"
+        for i in result.flat
+    ]
+    notes += [result.judgements_note] if result.judgements_note else []
     for i, name in enumerate(result.names):
         missing = int((result.measured.candidates[i] == 0).sum())
         if missing:

@@ -148,13 +148,21 @@ def lower_token_budget(folder: Path, budget: int) -> None:
     write_whole(folder / "checkpoints" / BUDGET_FILE, str(budget))
 
 
-def claim(config: TrainConfig, data_keys: dict[str, str], batch: int) -> dict[str, Any]:
+def claim(
+    config: TrainConfig,
+    data_keys: dict[str, str],
+    batch: int,
+    chosen_by: str | None = None,
+    val_digest: str | None = None,
+) -> dict[str, Any]:
     """Makes the folder ours: removes an old run when told to, writes run.json and config.yaml; returns run.json.
 
     Args:
         config: of the run.
         data_keys: names of the tokenised data, by split.
         batch: pairs a step.
+        chosen_by: metric whose best model is kept; None: the last is.
+        val_digest: of the validation files, whatever tokenised them.
 
     Raises:
         InputError: a resumed run whose data or number of pairs a step changed.
@@ -184,6 +192,8 @@ def claim(config: TrainConfig, data_keys: dict[str, str], batch: int) -> dict[st
             "run_id": uuid.uuid4().hex[:12],
             "data": list(data_keys.values()),
             "batch": batch,
+            "chosen_by": chosen_by,
+            "val_digest": val_digest,
             "config": own.model_dump(),
         }
         write_whole(folder / RUN_FILE, json.dumps(run))  # from here on the folder is ours
