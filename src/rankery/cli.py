@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from rankery import __version__
 from rankery.errors import InputError
+from rankery.lifeline import Terminated, end_with_parent, terminable
 from rankery.verbs import calibrate, check, compare, demo, distil, evaluate, export, mine, rerank, score, train, tune
 
+STOPPED = 128 + signal.SIGTERM
 VERBS = (check, tune, train, compare, evaluate, calibrate, rerank, score, mine, distil, export, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb: 0 when done; else, said on standard error, 1 where the system refuses (a full disk), 2 for bad input, 130 when
-    interrupted.
+    interrupted, 143 when stopped by SIGTERM.
     """
     arguments, unknown = _parser().parse_known_args(argv)
     vars(arguments).pop("given_options", None)
@@ -29,9 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized arguments: {' '.join(unknown)}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path that the terminal's encoding lacks stops nothing
+    end_with_parent()
+    goes_on = getattr(arguments, "goes_on", "")
     try:
-        status = arguments.run(arguments) or 0
+        with terminable():
+            status = arguments.run(arguments) or 0
         sys.stdout.flush()
+        if status == STOPPED:  # the processes that it had started
+            print(f"stopped by SIGTERM{goes_on}", file=sys.stderr)
         return status
     except InputError as error:
         _say(error)
@@ -44,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted{getattr(arguments, 'goes_on', '')}", file=sys.stderr)
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
+    except Terminated as stop:
+        print(f"stopped by SIGTERM{f': {stop}' if stop.args else goes_on}", file=sys.stderr)
+        return STOPPED
 
 
 def _say(error: Exception) -> None:

@@ -7,9 +7,12 @@ data one run at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SHOWN_PROBLEMS = 20
 
@@ -44,6 +47,22 @@ class InputError(ValueError):
 
 class NewHeadWarning(UserWarning):
     """Scores come from a head that nobody has trained, and no seed says that this is wanted."""
+
+
+def attempt(what: str, function: Callable[[], T], otherwise: T) -> T:
+    """What a function returns; where it fails, `otherwise` and a warning: for steps beside a result that must not cost it.
+
+    Args:
+        what: a sentence about what is then not there.
+        function: the step.
+        otherwise: taken in its place.
+    """
+    try:
+        return function()
+    except Exception as error:  # whatever it is, the result comes first
+        said = " ".join(str(error).split())[:300]
+        warnings.warn(f"{what} ({type(error).__name__}: {said})", stacklevel=3)
+        return otherwise
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:

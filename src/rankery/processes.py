@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rankery.errors import InputError
 from rankery.launcher import launch
+from rankery.lifeline import end_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ def joined() -> Group:
     process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
         return Group()
+    end_with_parent()
     from datetime import timedelta
 
     import torch

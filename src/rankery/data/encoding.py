@@ -1,20 +1,19 @@
-"""Records -> token ids on disk, tokenised once, memory-mapped ever after.
+"""Records -> token ids on disk, tokenised once, read from there ever after.
 
 Contract: `encode` gives the same arrays for the same files, tokenizer, template and label range; the key of the cache folder
-is a hash of all of them, and a folder appears whole or not at all (written aside, renamed). Each query is stored once, each
-document once a pair, both cut to the room they can ever have. Cost: one tokenisation; then a start reads sizes only, and
-resident anonymous memory does not grow with the data. Rejected: tokenising in the data loader (again every epoch, and
+is a hash of all of them, and a folder appears whole or not at all (written aside, renamed); a damaged one is made again. Each query
+is stored once, each document once a pair, both cut to the room they can ever have. Cost: one tokenisation; then a start reads
+everything once (1 GB/s) to check it, and memory grows by 60 bytes a pair, whatever the texts. Rejected: tokenising in the data loader (again every epoch, and
 lengths are unknown when steps are planned), and Arrow data sets (sequences of joined ids store each query once a document).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,9 +24,11 @@ import numpy as np
 from rankery.data.files import content_digest, text_hash
 from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.data.template import PairTemplate, tokenize, tokenizer_digest
+from rankery.data.token_cache import Tokens, clear_abandoned, delete, read_meta, write_meta
 from rankery.errors import InputError
+from rankery.locks import hold_folder
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 RECORDS_AT_ONCE = 512
 NAMED = 8  # lines in a message
 # Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
@@ -43,16 +44,18 @@ ARRAYS = {
     "teacher_logit": "float32",  # [P] as in the file; NaN: the file has none
     "key": "uint64",  # [P] hash of the two texts, to break ties
     "line": "int32",  # [P] line in its file
-    "file": "uint16",  # [P] index in meta["paths"]
+    "file": "uint16",  # [P] index in the list of files
     "listed": "int8",  # [P] 1: in pos, -1: in neg, whatever its score; 0: its line has no lists
 }
+TOKENS = ("query_tokens", "document_tokens")
+FILES = tuple(f"{name}.bin" for name in (*ARRAYS, *TOKENS))
 
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Memory-mapped (query, document, label) pairs; see ARRAYS for the names and shapes of `arrays`."""
+    """(query, document, label) pairs; see ARRAYS for the names and shapes of `arrays`. Token ids are on the disk."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     template: PairTemplate
     labels: LabelRange
     paths: tuple[str, ...]
@@ -110,7 +113,7 @@ def logit(scores: np.ndarray) -> np.ndarray:
     return np.log(inside / (1 - inside))
 
 
-def _piece(tokens: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
+def _piece(tokens: Tokens, ends: np.ndarray, index: int) -> np.ndarray:
     start = ends[index - 1] if index else 0
     return tokens[start : ends[index]]
 
@@ -134,30 +137,32 @@ def cache_key(paths: list[Path], tokenizer: Any, template: PairTemplate, labels:
 
 
 def is_cached(folder: Path) -> bool:
-    """Whether a cache folder is there and whole."""
-    try:
-        sizes = json.loads((folder / "meta.json").read_text())["bytes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
+    """Whether a cache folder is there and whole; a process looks at the bytes once."""
+    return read_meta(folder, CACHE_VERSION, FILES) is not None
 
 
 def encode(
     paths: list[Path], tokenizer: Any, template: PairTemplate, labels: LabelRange, folder: Path, progress: Any = iter
 ) -> None:
-    """Tokenises the files into `folder` unless a whole cache is there already. `progress` wraps the iterator of records."""
+    """Tokenises the files into `folder` unless a whole cache is there already. `progress` wraps the iterator of records.
+
+    Raises:
+        InputError: lines that cannot be read; the disk is full or not writable.
+    """
     if is_cached(folder):
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(folder.parent)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise InputError(f"{folder.parent}: cannot be written to: {error}; set dataset_cache_dir") from error
+    held = hold_folder(aside)
     try:
         _write(aside, progress(read_records(paths, labels)), tokenizer, template, paths)
         if not is_cached(folder):  # else another run, which may be reading it, was faster
-            if folder.exists():
-                shutil.rmtree(folder)  # half a cache, or a damaged one
+            if folder.exists() or folder.is_symlink():
+                delete(folder)  # half a cache, or a damaged one
             aside.rename(folder)
     except OSError as error:
         if not is_cached(folder):  # else another run finished the same cache first
@@ -165,17 +170,23 @@ def encode(
                 f"{folder}: tokenised data could not be written: {error}; make room, or set dataset_cache_dir"
             ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            delete(aside)
+        if held is not None:
+            os.close(held)
 
 
 def open_encoded(folder: Path, template: PairTemplate, labels: LabelRange, paths: list[Path]) -> EncodedPairs:
-    """Opens a cache folder; reads lengths, maps the rest."""
-    meta = json.loads((folder / "meta.json").read_text())
-    types = {**ARRAYS, "query_tokens": meta["token_type"], "document_tokens": meta["token_type"]}
-    arrays = {}
-    for name, dtype in types.items():
-        file = folder / f"{name}.bin"
-        arrays[name] = np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype=dtype)
+    """Opens a cache folder: token ids are read when they are asked for, the rest is held.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    meta = read_meta(folder, CACHE_VERSION, FILES)
+    if meta is None:
+        raise InputError(f"{folder}: is no whole cache of tokenised data; start again: it is made again")
+    arrays: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in ARRAYS.items()}
+    arrays |= {name: Tokens(folder / f"{name}.bin", meta["token_type"]) for name in TOKENS}
     query_kept, document_kept = template.cut(
         arrays["query_length"][arrays["pair_query"]].astype(np.int64), arrays["document_length"].astype(np.int64)
     )
@@ -188,7 +199,7 @@ def _write(
     folder: Path, records: Iterable[QueryRecord], tokenizer: Any, template: PairTemplate, paths: list[Path]
 ) -> None:
     token_type = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
-    names = [*ARRAYS, "query_tokens", "document_tokens"]
+    names = [*ARRAYS, *TOKENS]
     files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("wb") for name in names}
     file_index = {str(path): index for index, path in enumerate(paths)}
     seen: dict[int, int] = {}  # pair lines: hash of a query -> its index
@@ -236,9 +247,7 @@ def _write(
     finally:
         for file in files.values():
             file.close()
-    sizes_written = {f"{name}.bin": (folder / f"{name}.bin").stat().st_size for name in names}
-    meta = {"version": CACHE_VERSION, "token_type": token_type, "bytes": sizes_written}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_meta(folder, CACHE_VERSION, token_type, FILES)
 
 
 def _listed(record: QueryRecord) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 from rankery.config import TrainConfig, dump_config
 from rankery.errors import InputError, check_whole
 from rankery.launcher import launch
+from rankery.models.folders import write_whole
 
 
 def check_processes(processes: int) -> None:
@@ -49,7 +50,7 @@ def train_launched(processes: int, config: TrainConfig) -> None:
     """`rankery train` of a configuration."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
-        file.write_text(dump_config(config), encoding="utf-8")
+        write_whole(file, dump_config(config))
         _launched(processes, ["train", "--config", str(file)])
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rankery.errors import InputError
+from rankery.models.quiet import quiet
 
 # Scripts written without spaces, or (Hangul) with particles joined to words: kana, Han with extensions, Hangul; Thai, Lao, Burmese,
 # Khmer.
@@ -94,17 +95,16 @@ class MeanEncoder:
     def __init__(self, folder: str | Path, max_len: int = 256, device: str | None = None):
         import torch
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()  # one for loading weights, of no use to anybody
         if not (Path(folder) / "config.json").is_file():
             raise InputError(
                 f"{folder}: no config.json in it; expected a folder with a Hugging Face encoder and its tokenizer"
             )
         self.max_len = max_len
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = AutoModel.from_pretrained(str(folder), dtype=torch.float32).to(self.device).eval()
+        with quiet():
+            self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            self.model = AutoModel.from_pretrained(str(folder), dtype=torch.float32).to(self.device).eval()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, hidden] float32. Texts are sorted by length and padded in batches; the result does not depend on the

@@ -7,16 +7,20 @@ warnings (a new head is a missing weight to it) stay silent.
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankery.errors import InputError, NewHeadWarning, check_whole
 from rankery.models.budget import computes_bf16
+from rankery.models.quiet import quiet
+from rankery.models.sizes import check_config_file, damaged
 
 DEFAULT_MAX_LEN = 512
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that weights can be in
@@ -38,23 +42,28 @@ def loading(name: str) -> Iterator[None]:
     Raises:
         InputError: the model is not there, or cannot be read.
     """
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
-
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
         raise InputError(f"model_name_or_path is {name!r}; there is no such folder; {EXPECTED}")
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    check_config_file(name)
     try:
-        yield
-    except InputError:
+        with quiet():
+            yield
+    except (InputError, Warning):
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:400].rstrip(".")
-        raise InputError(f"model_name_or_path is {name!r}; it could not be loaded: {first}; {EXPECTED}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    except BaseException as error:  # files of others make libraries raise anything
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust code
+            raise
+        raise InputError(_not_loaded(name, error)) from error
+
+
+def _not_loaded(name: str, error: BaseException) -> str:
+    """One line for whatever a library raised while it read a model's files."""
+    pickles = sorted(Path(name).glob("pytorch_model*.bin")) if os.path.isdir(name) else []
+    if pickles and isinstance(error, (pickle.UnpicklingError, EOFError)):
+        return damaged(pickles[0], "it is a pickle of other objects than tensors, or broken")
+    first = " ".join(str(error).split())[:400].rstrip(".")
+    kind = "" if isinstance(error, (OSError, ValueError, ImportError)) and first else f"{type(error).__name__}: "
+    return f"model_name_or_path is {name!r}; it could not be loaded: {kind}{first}; {EXPECTED}"
 
 
 def check_tokenizer(name: str, tokenizer: Any, config: Any) -> None:
@@ -193,12 +202,15 @@ def set_dropout(config: Any, hidden: float | None, attention: float | None) -> N
 def position_limit(model: Any) -> int | None:
     """Longest sequence that the model has positions for; None where it has no such limit.
 
-    RoBERTa's positions start after the pad id, so that its table holds fewer than its size.
+    RoBERTa's positions start after the pad id, so that its table holds fewer than its size; Nystromformer's table is longer than
+    what it takes.
     """
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(table, torch.nn.Embedding):
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        held = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        return min(held, said or held)
+    return said
 
 
 def choose_max_len(wanted: int | None, saved: int | None, limit: int | None, tokenizer: Any, name: str) -> int:

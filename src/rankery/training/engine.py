@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from rankery.config import TrainConfig
 from rankery.errors import InputError
+from rankery.lifeline import end_with_parent
 from rankery.training.launch import asked_kind, asked_processes, launch_problems, shard_on_cpu
 from rankery.training.optim import build_optimizer, gradient_norm
 
@@ -52,6 +53,7 @@ def start_engine(config: TrainConfig) -> Engine:
         raise InputError(f"load_in_4bit is true, but {reason}; {fix}", shared=True)
     if not devices and kind not in ("single", "ddp"):
         shard_on_cpu(kind)
+    end_with_parent()
     from accelerate import PartialState
 
     # Tokenising on the main process may take long: the others wait for it.

@@ -16,7 +16,7 @@ from rankery.report.charts import Line, line_chart
 from rankery.report.page import Html, columns
 from rankery.training.criterion import wanted_metric
 from rankery.training.output import RUN_FILE, read_run
-from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, read_rows
+from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, damaged_lines, read_rows
 
 VALIDATION = "val/"
 # Key: (title, unit, values that the axis includes).
@@ -87,14 +87,23 @@ def read_history(folder: Path, name: str) -> History:
     """A run's history.
 
     Raises:
-        InputError: no run owns the folder.
+        InputError: no run owns the folder; its files are damaged.
     """
     run = read_run(folder)
     if run is None:
         raise InputError(
             f"{folder}: holds no {RUN_FILE}; expected the output_dir of a training (the folder that model/ is in)"
         )
-    return History(name, folder, run, read_rows(folder / METRICS_FILE) + read_rows(folder / TIMINGS_FILE))
+    files = [folder / METRICS_FILE, folder / TIMINGS_FILE]
+    damaged = [(file, lines) for file in files if (lines := damaged_lines(file))]
+    if damaged:
+        raise InputError(
+            [
+                f"{file}:{lines[0]}: is no line of a run ({len(lines)} such lines); restore the file, or delete the line"
+                for file, lines in damaged
+            ]
+        )
+    return History(name, folder, run, [row for file in files for row in read_rows(file)])
 
 
 def own_curves(history: History) -> Html:

@@ -147,7 +147,7 @@ def _unfit_model(config: TrainConfig, reranker: Reranker) -> list[str]:
     """What the configuration asks for and the base model cannot do."""
     problems = unused_groups(reranker.model, config.lr_groups)
     kind = reranker.model.config.model_type
-    if config.packing == "on" and reranker.layout == "padded":
+    if config.packing == "on" and reranker.layout not in ("packed", "shared"):
         problems.append(f"packing is on, but models of type {kind} cannot be packed; expected auto or off")
     if config.gradient_checkpointing and not reranker.model.supports_gradient_checkpointing:
         problems.append(

@@ -14,16 +14,15 @@ from typing import Any
 import torch
 
 from rankery.data.collate import Work
-from rankery.errors import InputError
+from rankery.errors import attempt
 from rankery.models.card import Outcome as Result
 from rankery.models.card import model_card, verdict
-from rankery.models.contract import write_model_directory
+from rankery.models.contract import add_golden, write_model_directory
 from rankery.models.folders import remove
-from rankery.models.folders import replace as replace_folder
 from rankery.models.loading import new_head
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
-from rankery.training import checkpoint
+from rankery.training import checkpoint, output, published
 from rankery.training.criterion import is_better
 from rankery.training.describe import describe
 from rankery.training.optim import lr_factor, set_lr
@@ -48,9 +47,7 @@ def fit(run: Run) -> Path:
         run.say(f"resumed after step {state['step']}")
     tracker = None
     if run.engine.is_main:
-        tracker = Tracker(
-            run.folder, config.log_with, run.run_id, state["step"], state["metrics_bytes"], config.model_dump()
-        )
+        tracker = Tracker(run.folder, config.log_with, run.run_id, state, config.model_dump(), run.say)
     _drop_future_best(run, state["step"])
     if run.val_data is not None and state["step"] == 0:
         _evaluate(run, state, tracker)
@@ -155,7 +152,7 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
         state.update(
             best=metrics[name], best_step=state["step"], best_metrics=metrics, best_is_flat=flat, worse_evaluations=0
         )
-        _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
+        state["best_files"] = _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
         # A run that is killed now goes on from the newest checkpoint, with the best model that this one names.
         run.engine.on_main(
             lambda: checkpoint.prune(run.folder, "best", {state["step"], *checkpoint.named_best(run.folder)})
@@ -177,13 +174,21 @@ def result(run: Run, state: dict[str, Any], of_best: bool = True) -> Result:
 
 
 def _card(run: Run, state: dict[str, Any]) -> str:
-    return model_card(run.config, run.reranker, result(run, state, of_best=False), state["step"], run.summary)
+    def whole() -> str:
+        return model_card(run.config, run.reranker, result(run, state, of_best=False), state["step"], run.summary)
+
+    return attempt("the card of the model could not be written", whole, "")
 
 
-def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
+def _write_model(run: Run, state: dict[str, Any], folder: Path) -> checkpoint.Files:
     weights = model_weights(run.engine.model_state(run.model, has_adapters(run.reranker.model)))
     card = _card(run, state)
-    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
+
+    def write() -> checkpoint.Files:
+        write_model_directory(folder, run.reranker, weights, card, golden=False)
+        return checkpoint.measured(folder)
+
+    return run.engine.on_main(write)
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
@@ -194,13 +199,13 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
 
     def write() -> None:
         assert tracker is not None
-        saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
+        saved = {**state, **tracker.position(), "token_budget": run.plan.budget}
         saved |= {
             "scaler": engine.scaler.state_dict(), "engine": engine.kind, "processes": engine.processes, "run_id": run.run_id,
         }  # fmt: skip
         card = _card(run, state)
         checkpoint.write_checkpoint(
-            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),
+            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, golden=False),
             run.config.num_max_checkpoints,
         )  # fmt: skip
         checkpoint.prune(run.folder, "best", {state["best_step"]})
@@ -221,20 +226,24 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
 
     The folder appears whole, and what it is made of goes only then: a run that is killed here finishes when it is resumed.
     """
-    target, checkpoints = run.folder / "model", run.folder / "checkpoints"
+    target, checkpoints, engine = run.folder / "model", run.folder / "checkpoints", run.engine
+    best, last = checkpoints / f"best_{state['best_step']}", checkpoints / f"last_{state['step']}"
+    source, which = best, f"the best by {run.criterion.selects}, of step"
     if run.val_data is None:
         state["is_flat"] = _is_flat_unseen(run)
-    source, which = checkpoints / f"best_{state['best_step']}", f"the best by {run.criterion.selects}, of step"
-    if not run.engine.on_main(source.is_dir):
-        if run.engine.on_main(target.is_dir):
+    files, kept = state["best_files"], set()
+    if problem := engine.on_main(lambda: published.not_whole(best, files)):
+        if engine.on_main(lambda: published.is_finished(run.folder, (best.name, last.name), _format(run))):
+            engine.on_main(lambda: add_golden(target, run.reranker))  # a kill may have come before them
             run.say(f"model (finished before): {target}")
             return target
         if state["best_step"]:
-            run.say(f"note: {source} is gone; the last model is saved instead")
+            run.say(f"note: {best} {problem}; the last model is saved instead")
+            kept.add(state["best_step"])
             state["best_step"] = 0
-        source, which = checkpoints / f"last_{state['step']}", "of the last step,"
-        _write_model(run, state, source)
-    run.engine.on_main(lambda: _write_final(run, source, target))
+        source, which = last, "of the last step,"
+        files = _write_model(run, state, last)
+    engine.on_main(lambda: _write_final(run, source, files, kept))
     run.say(f"model ({which} {source.name.split('_')[1]}): {target}")
     brought = result(run, state)
     if brought.before and brought.after:
@@ -246,21 +255,23 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
 
 def _is_flat_unseen(run: Run) -> bool:
     """Whether the last model orders nothing, by a sample of what it learnt from: no validation data has told."""
-    try:
-        return is_flat(
-            run.engine, run.model, run.train_data, run.plan.budget, run.reranker.layout, run.config.num_labels
-        )
-    except InputError as error:  # what is secondary costs no model
-        run.say(f"note: whether the model orders anything could not be looked at: {error}")
-        return False
+
+    def look() -> bool:
+        layout, labels = run.reranker.layout, run.config.num_labels
+        return is_flat(run.engine, run.model, run.train_data, run.plan.budget, layout, labels)
+
+    return attempt("whether the model orders anything could not be looked at", look, False)
 
 
-def _write_final(run: Run, source: Path, target: Path) -> None:
+def _format(run: Run) -> int:
+    return int((output.read_run(run.folder) or {"format": 2})["format"])
+
+
+def _write_final(run: Run, source: Path, files: checkpoint.Files, kept: set[int]) -> None:
     """The final model from a folder of the run's weights: as it is, or merged and cast as the configuration says."""
-    dtype, adapted = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model)
-    if (adapted and not run.config.lora_merge) or (not adapted and dtype == torch.float32):
-        replace_folder(source, target)
-    else:
+    dtype, adapted, made = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model), source
+    published.check_place(run.folder, source, _format(run))
+    if (adapted and run.config.lora_merge) or (not adapted and dtype != torch.float32):
         reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
             source, device="cpu", dtype=torch.float32, trust_remote_code=run.config.trust_remote_code,
             cache_dir=run.config.cache_dir,
@@ -271,6 +282,12 @@ def _write_final(run: Run, source: Path, target: Path) -> None:
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in reranker.model.state_dict().items()
         }
-        write_model_directory(target, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
-    checkpoint.prune(run.folder, "last")
-    checkpoint.prune(run.folder, "best")
+        for name, parameter in reranker.model.named_parameters():
+            parameter.data.copy_(weights[name])  # rounded as saved: golden scores are of these
+        made = source.with_name(f"final_{source.name.split('_')[1]}")
+        write_model_directory(made, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
+        files = checkpoint.measured(made)
+    published.publish(run.folder, made, files, source.name)
+    add_golden(run.folder / "model", run.reranker)
+    for kind in output.MODELS:
+        checkpoint.prune(run.folder, kind, kept if kind == "best" else ())

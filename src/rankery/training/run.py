@@ -25,6 +25,7 @@ from rankery.data.files import content_digest
 from rankery.data.plan import Plan, example_tokens
 from rankery.data.records import LabelRange
 from rankery.errors import InputError
+from rankery.locks import FolderLock
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.reranker import Reranker
 from rankery.objective import Objective, build_objective, is_grouped
@@ -102,26 +103,31 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any
         error.shared = True
         raise
     keep_large_blocks()
-    try:
-        run = begin(parsed)
-    except InputError as error:
-        raise error.placed(key_places(source, overrides)) from error
-    return fit(run)
+    with FolderLock(Path(parsed.output_dir)) as lock, output.said_when_stopped(parsed):
+        try:
+            run = begin(parsed, lock)
+        except InputError as error:
+            raise error.placed(key_places(source, overrides)) from error
+        return fit(run)
 
 
-def begin(config: TrainConfig) -> Run:
+def begin(config: TrainConfig, lock: FolderLock | None = None) -> Run:
     """Joins the processes and builds; where they cannot start, what else is wrong is said too."""
     try:
         engine = start_engine(config)
     except InputError as error:
         files, problems = find_files(config)
         raise InputError(error.problems + problems + look_deeper(config, files), error.shared) from error
-    return build(config, engine)
+    return build(config, engine, lock)
 
 
-def build(config: TrainConfig, engine: Engine) -> Run:
-    """Checks everything, tokenises, loads the model, claims the output folder."""
+def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -> Run:
+    """Checks everything, tokenises, loads the model, claims the output folder, which `lock` keeps (None: nobody, afterwards)."""
+    if lock is None:
+        with FolderLock(Path(config.output_dir)) as lock:
+            return build(config, engine, lock)
     labels = LabelRange(config.min_label, config.max_label)
+    engine.on_main(lambda: output.lock_run(config, lock))
     files = engine.on_main(lambda: check_places(config))
     found = None
     folder = Path(config.output_dir)
@@ -164,13 +170,14 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
     reranker.labels = (config.min_label, config.max_label)
-    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
+    packed = layout in ("packed", "shared")
+    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision], packed)
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [(parameter.numel(), parameter.requires_grad) for parameter in reranker.scorer.parameters()]
     with enough_memory("the model"):
         model, optimizer = engine.prepare(reranker.scorer, config)
-    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch, criterion.selects, digest))
+    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch, lock, criterion.selects, digest))
     if found:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:

@@ -21,8 +21,9 @@ from rankery.evaluation.metrics import ranking_metrics
 from rankery.evaluation.runs import encoded_pairs
 from rankery.models.budget import pad_multiple
 from rankery.models.reranker import expected_grade
+from rankery.models.varlen import takes
 from rankery.objective import Objective
-from rankery.training.engine import Engine
+from rankery.training.engine import DTYPES, Engine
 
 SAMPLED_PAIRS = 128  # of the training data, scored at the end where there is no other
 
@@ -65,14 +66,16 @@ def _local_logits(
     engine: Engine, model: Any, data: EncodedPairs, share: list[MicroBatch], layout: Layout, labels: int
 ) -> torch.Tensor | None:
     """Logits of this process's pairs, 0 elsewhere, [pairs, labels] fp64; None where memory ran out."""
+    chunked = not takes(engine.device, DTYPES[engine.precision])
+    was_training = model.training
     model.eval()
     logits = torch.zeros((len(data), labels), dtype=torch.float64)
     scored: list[tuple[np.ndarray, torch.Tensor]] = []  # on the device until all are there: it never waits
     try:
         for micro_batch in share:
-            batch = collate(data, micro_batch.pairs, layout, pad_multiple(engine.device)).to(engine.device)
+            batch = collate(data, micro_batch.pairs, layout, pad_multiple(engine.device), chunked)
             with engine.autocast():
-                out = model(*batch.arguments)
+                out = model(*batch.to(engine.device).arguments)
             if micro_batch.weight:
                 scored.append((micro_batch.pairs, out.reshape(-1, labels)))
     except torch.OutOfMemoryError:
@@ -80,7 +83,7 @@ def _local_logits(
             raise
         return None
     finally:
-        model.train()
+        model.train(was_training)
     if scored:
         pairs, found = zip(*scored, strict=True)
         logits[torch.from_numpy(np.concatenate(pairs))] = torch.cat(found).cpu().double()
