@@ -478,7 +478,7 @@ def test_scores_that_are_no_numbers_are_named(config: dict, model: str) -> None:
 def test_a_page_of_something_else_is_not_replaced(config: dict, model: str) -> None:
     folder = Path(model).parent
     before = (folder / "report.html").read_bytes()
-    with pytest.raises(InputError, match=r"would replace \S+report.html, which is of something else"):
+    with pytest.raises(InputError, match=r"would replace \S+report.html, which no evaluation wrote there"):
         rankery.evaluate(baselines="bm25", data=config["val_dataset"], output=folder)
     assert (folder / "report.html").read_bytes() == before
 

@@ -67,6 +67,7 @@ def evaluate(
     min_label: float | None = None,
     relevant_above: float | None = None,
     output: str | Path | None = None,
+    overwrite: bool = False,
     seed: int = 42,
     prompt: str | None = None,
     dtype: str | None = None,
@@ -90,6 +91,7 @@ def evaluate(
         min_label: label of what is not relevant, in `data` or `qrels`; gains begin there. None: the first model's (with `data`), else 0.
         relevant_above: documents with labels above it are relevant; None: min_label.
         output: folder for metrics.json, queries.csv, report.html and TREC files; files of an earlier call there are replaced.
+        overwrite: replace other files of these names too.
         seed: breaks ties, draws samples.
         prompt: preset to ask a language model with that rankery has not saved.
         dtype: of models; None: float32 on CPUs.
@@ -112,7 +114,7 @@ def evaluate(
         },
     )  # fmt: skip
     result = evaluate_systems(
-        systems, question, output=None if output is None else Path(output),
+        systems, question, output=None if output is None else Path(output), overwrite=overwrite,
         prompt=prompt, dtype=dtype, device=device, batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
     assert result is not None
@@ -124,12 +126,13 @@ def evaluate_systems(
     question: Question,
     *,
     output: Path | None = None,
+    overwrite: bool = False,
     group: Group | None = None,
     **options: Any,
 ) -> Evaluation | None:
     """`evaluate` of systems in any order, by all processes of a group; only the first has a result, and writes.
 
-    `output` then holds metrics.json, queries.csv, report.html, qrels.trec (not where judgements were given) and run.trec; with several
+    `output` then holds evaluation.json, metrics.json, queries.csv, report.html, qrels.trec (not where judgements were given) and run.trec; with several
     systems, a file in runs/ for each that is no run. `options` are device, dtype, prompt, batch_size, max_length of models.
 
     Raises:
@@ -145,7 +148,7 @@ def evaluate_systems(
                 f"{', '.join(unused)}: given, but for models alone; expected --model beside it, or nothing"
             )
         if output is not None and group.process == 0:
-            check_output(output, systems, names, question)
+            check_output(output, systems, names, question, overwrite)
         given = read_input(systems, question)
     except InputError as error:
         raise InputError(error.problems, shared=True) from None  # all processes see the same
