@@ -20,7 +20,7 @@ from rankery.errors import InputError
 from rankery.evaluation.comparison import Comparison, Difference, compare
 from rankery.evaluation.output import check_output, comparison_text, write_output
 from rankery.evaluation.question import Question, check_question, read_input
-from rankery.evaluation.systems import System, names_of, score_system
+from rankery.evaluation.systems import System, is_cosine, names_of, score_system
 from rankery.processes import Group
 
 Paths = str | Path | Sequence[str | Path]
@@ -94,7 +94,7 @@ def evaluate(
         overwrite: replace other files of these names too.
         seed: breaks ties, draws samples.
         prompt: preset to ask a language model with that rankery has not saved.
-        dtype: of models; None: float32 on CPUs.
+        dtype: of models, and of embedding models; None: float32 on CPUs, and of embedding models.
         device: of models; None: the accelerator, if there is one.
         batch_size: as for `compute_score`.
         max_length: same.
@@ -143,6 +143,8 @@ def evaluate_systems(
     try:
         check_question(systems, question, names)
         unused = [name for name in ("prompt", "dtype", "max_length") if options.get(name) is not None]
+        if any(map(is_cosine, systems)):
+            unused = [name for name in unused if name != "dtype"]
         if unused and not any(system.kind == "model" for system in systems):
             raise InputError(
                 f"{', '.join(unused)}: given, but for models alone; expected --model beside it, or nothing"
