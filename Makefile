@@ -30,7 +30,7 @@ $(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.demo ## fine-tune a reranker on built-in data and show what it gained
-	$(BIN)/rankery demo --output $(DEMO_OUTPUT)
+	$(BIN)/rankery demo --output $(DEMO_OUTPUT) --overwrite # of an earlier demo alone: another folder is refused
 
 lint: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .

@@ -213,8 +213,13 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     sizes = {"train_queries": 24, "dev_queries": 6, "test_queries": 8, "test_candidates": 6}
     monkeypatch.setattr(demo, "base_model_path", lambda: base)
     monkeypatch.setattr(demo, "build", lambda folder, model: demo_data.build(folder, model, **sizes))
-    for _ in range(2):  # the second replaces the first
-        assert main(["demo", "--output", str(tmp_path / "out")]) == 0
+    assert main(["demo", "--output", str(tmp_path / "out")]) == 0
+    model = tmp_path / "out" / "run" / "model"
+    mine = (model / "README.md").stat().st_mtime_ns
+    assert main(["demo", "--output", str(tmp_path / "out")]) == 2
+    assert f"holds a finished demo, with its model in {model}; --overwrite" in capsys.readouterr().err
+    assert (model / "README.md").stat().st_mtime_ns == mine
+    assert main(["demo", "--output", str(tmp_path / "out"), "--overwrite"]) == 0
     text = capsys.readouterr().out
     names = ("random order", "BM25", "base model's cosine", "fine-tuned", "gain over the best other")
     found = [re.findall(rf"^{name} +(.+)$", text, re.MULTILINE)[-1].split() for name in names]

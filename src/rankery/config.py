@@ -233,12 +233,14 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`key=value` words (a leading -- is allowed) as a dictionary.
 
     Raises:
-        InputError: words of another form.
+        InputError: words of another form, a key twice.
     """
     problems: list[str] = []
     values: dict[str, Any] = {}
     for word in arguments:
         key, equals, text = word.removeprefix("--").partition("=")
+        if key in values:
+            problems.append(f"command line: {key} is set twice; keep one")
         try:
             values[key] = parse_value(ALIASES.get(key, key), text)
         except InputError as error:

@@ -18,6 +18,7 @@ from rankery.errors import InputError, option
 from rankery.evaluation.inputs import Candidates, Texts, of_records, of_trec, unknown
 from rankery.evaluation.measures import DEFAULT, wanted
 from rankery.evaluation.metrics import has_relevant, relevance_level
+from rankery.evaluation.pooling import MODULES_FILE, read_recipe
 from rankery.evaluation.runs import gains
 from rankery.evaluation.systems import System
 from rankery.evaluation.trec import TextFile, TrecFile
@@ -221,10 +222,11 @@ def _opened(make: Callable[[Path], Any], name: str) -> Any:
 
 
 def _check_encoder(value: str) -> None:
-    if not (Path(value) / "config.json").is_file():
+    if not (Path(value) / "config.json").is_file() and not (Path(value) / MODULES_FILE).is_file():
         raise InputError(
             f"{option('baseline')} is {value}; expected random, bm25, or the folder of an embedding model (with a config.json in it)"
         )
+    read_recipe(Path(value))
 
 
 def _check_numbered(run: TrecFile, candidates: Candidates) -> None:

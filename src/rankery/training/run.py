@@ -22,6 +22,7 @@ from rankery.arguments import checked
 from rankery.config import TrainConfig, key_places, load_config
 from rankery.data.encoding import EncodedPairs, default_cache_folder
 from rankery.data.examples import trunks_of
+from rankery.data.files import content_digest
 from rankery.data.plan import Plan, example_tokens
 from rankery.data.records import LabelRange
 from rankery.errors import InputError
@@ -30,6 +31,7 @@ from rankery.models.budget import default_token_budget, keep_large_blocks, set_a
 from rankery.models.reranker import Reranker
 from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint, output
+from rankery.training.criterion import Criterion, choose_criterion
 from rankery.training.data_checks import (
     as_begun,
     describe_grades,
@@ -72,6 +74,8 @@ class Run:
     start: dict[str, Any]  # state of the checkpoint that the run goes on from; empty for a new run
     summary: str
     parameters: list[tuple[int, bool]]  # (size, whether it is trained)
+    criterion: Criterion
+    val_digest: str | None  # of the validation files as they were read
 
     @property
     def steps(self) -> int:
@@ -154,6 +158,8 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
     examples = learnt_together(config, data["train"], kept)
     if problems := problems + unusable_losses(objective, examples, data["train"]):
         raise InputError(problems, shared=True)
+    criterion = engine.on_main(lambda: choose_criterion(config, objective, data.get("val")))
+    digest = engine.on_main(lambda: content_digest(files["val"]) if "val" in files else None)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
     # Of the first process: where models are loaded in parts, others cannot compare layouts.
     reranker.family_layout = engine.on_main(lambda: reranker.family_layout)
@@ -181,7 +187,7 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
     parameters = [(parameter.numel(), parameter.requires_grad) for parameter in reranker.scorer.parameters()]
     with enough_memory("the model"):
         model, optimizer = engine.prepare(reranker.scorer, config)
-    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch, lock))
+    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch, lock, criterion.selects, digest))
     if found:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
@@ -196,6 +202,7 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
     return Run(
         resolved, engine, reranker, model, optimizer, objective, data["train"], data.get("val"),
         plan, Path(config.output_dir), run_info["run_id"], start, summary, parameters,
+        criterion, digest,
     )  # fmt: skip
 
 
