@@ -17,7 +17,7 @@ from rankery.config import load_config, parse_overrides
         (["lr=1e-3", "lr=2e-3"], "lr is set twice"),
         (["lr=1e-3", "--lr=1e-3"], "lr is set twice"),
         (["labels.lr=1e-3", "labels.lr=1e-3"], "labels.lr is set twice"),
-        (["loss_type={point_ce: 1, point_ce: 2}"], "loss_type has point_ce twice"),
+        (["loss_type={point_ce: 1, point_ce: 2}"], "loss_type is .*, which sets point_ce twice"),
     ],
 )
 def test_on_the_command_line(words: list[str], problem: str) -> None:
