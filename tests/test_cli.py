@@ -89,7 +89,7 @@ def test_rerank_writes_no_score_that_is_no_number(model: str, tmp_path: Path, ca
     source, target = write_rows(tmp_path / "q.jsonl", rows), tmp_path / "r.jsonl"
     assert main(["rerank", "--model", model, "--input", str(source), "--output", str(target)]) == 2
     assert "q.jsonl:2: scores for query 'moon' are not finite" in capsys.readouterr().err
-    assert len(target.read_text().splitlines()) == 1
+    assert not target.exists(), "half a result looks like a short one"
 
 
 def test_rerank_packs_what_ends_in_gz(model: str, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_options_have_their_whole_names(words: list[str], capsys: pytest.Capture
     [
         (b"{}", 'q.jsonl:1: "query" is missing; expected {"query": a string'),
         (b"x", "q.jsonl:1: is not JSON"),
-        (b"\xff", "q.jsonl:1: is not JSON"),
+        (b"\xff", "q.jsonl:1: is not UTF-8"),
         (b"[]", "q.jsonl:1: is a list; expected"),
         (b'{"query": "\\ud800", "documents": ["a"]}', 'q.jsonl:1: "query" is a string with a lone surrogate'),
         (b'{"query": "a", "documents": "b"}', "q.jsonl:1: \"documents\" is the string 'b'; expected"),

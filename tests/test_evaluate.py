@@ -247,7 +247,7 @@ def test_names_tell_systems_apart() -> None:
     assert names_of([System("model", "x"), System("run", "x")]) == ["x (model)", "x (run)"]
     same = [System("run", "a/x.trec"), System("run", "a/x.trec.gz"), System("model", "a/x")]
     assert names_of(same) == ["a/x.trec", "a/x.trec.gz", "x (model)"]
-    with pytest.raises(InputError, match="--baseline bm25 is there twice"):
+    with pytest.raises(InputError, match="baseline bm25 is there twice"):
         names_of([systems[2], systems[2]])
 
 

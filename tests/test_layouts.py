@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB, make_bert, make_decoder, make_xlmr, run_python, words
+from conftest import ROOT, VOCAB, make_bert, make_decoder, make_xlmr, run_python, words
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -196,6 +196,8 @@ def test_longrope_beyond_its_original_length(tmp_path: Path) -> None:
         together, torch.cat([reranker.compute_score([pair]) for pair in PAIRS]), atol=1e-5, rtol=1e-4
     )
     assert float((golden.padded_scores(reranker, PAIRS) - together).abs().max()) > 1e-3
+    reranker.set_max_len(24)
+    assert reranker.layout != "by_length"
 
 
 def test_families_that_nobody_tried(bert: Path, tmp_path: Path) -> None:
@@ -307,3 +309,30 @@ def test_plan_by_length(groups: list[list[int]], budget: int, processes: int) ->
 def test_length_points() -> None:
     falling = np.array([9, 9, 9, 5, 5, 2])
     assert length_points(falling, falling, np.ones(6, dtype=int), 18) == [2, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "which", "layout"),
+    [
+        ("ernie", "encoder", "packed"), ("mpnet", "encoder", "padded"), ("canine", "encoder", "by_length"),
+        ("gpt2", "decoder", "shared"), ("bloom", "decoder", "padded"), ("granite", "decoder", "shared"),
+    ],
+)  # fmt: skip
+def test_families(kind: str, which: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rows of docs/families.md: scores as transformers gives them one pair at a time; trains; saves."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from families import examine
+
+    row = examine(kind, which)
+    assert (row.loads, row.layout, row.trains, row.saved) == ("yes", layout, "yes", "yes"), row
+    assert row.difference is not None
+    assert row.difference < 1e-4
+
+
+def test_a_model_that_scores_by_chance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from families import examine
+
+    row = examine("reformer", "encoder")
+    assert row.loads == "refused", row
+    assert "another score each time" in row.note

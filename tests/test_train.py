@@ -38,7 +38,7 @@ def assert_equal_runs(left: Path, right: Path) -> None:
 
 
 def test_learns_and_writes_what_the_contract_says(config: dict) -> None:
-    folder = train(config, epochs=12)
+    folder = train(config, epochs=12, hidden_dropout=0.0, attention_dropout=0.0)  # what it learns hangs on no mask
     assert folder == Path(config["output_dir"]) / "model"
     rows = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
     before, after = rows[0], [row for row in rows if "val/loss" in row][-1]
@@ -869,10 +869,10 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from rankery.cli import main
 from rankery.training import checkpoint, loop, tracking
 out, original = {config["output_dir"]!r}, {home}.{name}
-def limited(*arguments):
+def limited(*arguments, **options):
     if {when}:
         resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
-    return original(*arguments)
+    return original(*arguments, **options)
 {home}.{name} = limited
 sys.exit(main(["train", *{[f"{key}={value}" for key, value in settings.items()]!r}]))
 """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankery import __version__
-from rankery.errors import InputError
+from rankery.errors import FROM_COMMAND_LINE, InputError
 from rankery.lifeline import Terminated, end_with_parent, terminable
 from rankery.verbs import calibrate, check, compare, demo, distil, evaluate, export, mine, rerank, score, train, tune
 
@@ -23,6 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb: 0 when done; else, said on standard error, 1 where the system refuses (a full disk), 2 for bad input, 130 when
     interrupted, 143 when stopped by SIGTERM.
     """
+    before = FROM_COMMAND_LINE.set(True)  # messages name options
+    try:
+        return _main(argv)
+    finally:
+        FROM_COMMAND_LINE.reset(before)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments, unknown = _parser().parse_known_args(argv)
     vars(arguments).pop("given_options", None)
     arguments.words = list(sys.argv[1:] if argv is None else argv)

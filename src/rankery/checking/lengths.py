@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rankery.data.template import PairTemplate, pair_template, prompt_template, tokenize
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 
 POSITIVES = 5000
 LONGEST = 1 << 16  # lengths beyond count as this one
@@ -118,7 +118,7 @@ def measure(model: str | None, max_len: int | None, prompt: str | None = None) -
     """
     if model is None:
         if prompt is not None:
-            raise InputError(f"prompt is {prompt!r}, but no model is named; expected --model too")
+            raise InputError(f"prompt is {prompt!r}, but no model is named; expected {option('model')} too")
         template = PairTemplate((0,), (0,), (0,), None, max_len or DEFAULT_MAX_LEN, 0)
         if template.room < 2:
             raise InputError(f"max_len is {max_len}; expected at least {template.specials + 2}")

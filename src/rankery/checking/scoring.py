@@ -8,7 +8,6 @@ the data, which is what `rankery score` is for.
 from __future__ import annotations
 
 import warnings
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from rankery.checking.doubts import Doubts
 from rankery.checking.places import DOCUMENTS, Files
 from rankery.checking.scan import Scan, grades_of
 from rankery.checking.texts import keys_of, normalise
-from rankery.data.files import numbered_lines
+from rankery.data.lines import numbered_lines
 from rankery.data.records import QueryRecord, parse_line
 from rankery.errors import InputError
 from rankery.evaluation.information import orders_nothing
@@ -38,7 +37,7 @@ def judged(reranker: Reranker, paths: Sequence[Path], scan: Scan, queries: int) 
     for path in paths:
         files.open(path)
         # What cannot be read, the scan has said.
-        with suppress(OSError, EOFError, zlib.error):
+        with suppress(InputError):
             for number, line in numbered_lines(path):
                 with suppress(InputError):
                     record = parse_line(line, str(path), number, scan.labels)

@@ -28,11 +28,13 @@ from rankery.data.token_cache import Tokens, clear_abandoned, delete, read_meta,
 from rankery.errors import InputError
 from rankery.locks import hold_folder
 
-CACHE_VERSION = 5
+CACHE_VERSION = 4  # of what the arrays hold, a part of their name; runs that go on ask for the same
+CACHE_FORMAT = 5  # of the folder
 RECORDS_AT_ONCE = 512
 NAMED = 8  # lines in a message
 # Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
 SCORE_FLOOR = 1e-4
+GAIN_FLOOR = np.float32(1e-8)  # a gain of 0 in logarithms: as far below 1 as a score of 0 is in logits
 # The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
 ARRAYS = {
     "query_end": "int64",  # [Q] where each query's ids end in query_tokens
@@ -61,6 +63,9 @@ class EncodedPairs:
     paths: tuple[str, ...]
     lengths: np.ndarray  # [P] tokens of each joined, truncated pair
     heads: np.ndarray  # [P] of these, tokens before the document: pairs of one query with as many begin alike
+    by_gain: bool = (
+        False  # labels are grades: without a teacher's logits, a softmax over a query is in proportion to them
+    )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -78,12 +83,13 @@ class EncodedPairs:
 
     def targets(self, pairs: np.ndarray) -> np.ndarray:
         """What is learnt of pairs, [pairs, 2] float32: the label, scaled evenly from [min_label, max_label] to [0, 1], and the
-        teacher's logit, that of the scaled label where the file has none.
+        teacher's logit; where the file has none that of the scaled label, or of grades its logarithm.
         """
         low, high = self.labels.min_label, self.labels.max_label
         scaled = ((self.arrays["label"][pairs] - low) / (high - low)).astype(np.float32)
         logits = self.arrays["teacher_logit"][pairs]
-        return np.stack([scaled, np.where(np.isnan(logits), logit(scaled), logits)], axis=1)
+        own = np.log(np.maximum(scaled, GAIN_FLOOR)) if self.by_gain else logit(scaled)
+        return np.stack([scaled, np.where(np.isnan(logits), own, logits)], axis=1)
 
     def labelled_by_lists(self) -> EncodedPairs:
         """The same with max_label for what is listed in pos and min_label for neg; a teacher's logits stay, or become those of the
@@ -138,7 +144,7 @@ def cache_key(paths: list[Path], tokenizer: Any, template: PairTemplate, labels:
 
 def is_cached(folder: Path) -> bool:
     """Whether a cache folder is there and whole; a process looks at the bytes once."""
-    return read_meta(folder, CACHE_VERSION, FILES) is not None
+    return read_meta(folder, CACHE_FORMAT, FILES) is not None
 
 
 def encode(
@@ -182,7 +188,7 @@ def open_encoded(folder: Path, template: PairTemplate, labels: LabelRange, paths
     Raises:
         InputError: it is not there, or damaged.
     """
-    meta = read_meta(folder, CACHE_VERSION, FILES)
+    meta = read_meta(folder, CACHE_FORMAT, FILES)
     if meta is None:
         raise InputError(f"{folder}: is no whole cache of tokenised data; start again: it is made again")
     arrays: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in ARRAYS.items()}
@@ -247,7 +253,7 @@ def _write(
     finally:
         for file in files.values():
             file.close()
-    write_meta(folder, CACHE_VERSION, token_type, FILES)
+    write_meta(folder, CACHE_FORMAT, token_type, FILES)
 
 
 def _listed(record: QueryRecord) -> list[int]:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankery.arguments import checked
 from rankery.config import TrainConfig
 from rankery.data.files import content_digest, expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
@@ -25,7 +26,7 @@ from rankery.distilling.score import check_prompts, check_shares, open_teachers
 from rankery.distilling.store import teacher_digest
 from rankery.distilling.students import STUDENTS, check_students, student_configs
 from rankery.distilling.teacher import Teacher, fingerprint, score_file
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.evaluation.baselines import bm25_scores, random_scores
 from rankery.evaluation.information import constant_value, why_constant
 from rankery.evaluation.runs import pairs_of
@@ -39,6 +40,7 @@ from rankery.training.run import train
 SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
 
 
+@checked
 def distil(
     teacher: str | Path | Sequence[str | Path] | None,
     student: str | Path,
@@ -180,9 +182,11 @@ def _check_source(teachers: Sequence[str | Path], scores: object, prompt: object
         InputError: it is not.
     """
     if not teachers and not scores:
-        raise InputError("neither a teacher nor scores are given; expected --teacher, or --scores with a file of them")
+        raise InputError(
+            f"neither a teacher nor scores are given; expected {option('teacher')}, or {option('scores')} with a file of them"
+        )
     if prompt and not teachers:
-        raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name --teacher")
+        raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name {option('teacher')}")
     if store and scores:
         raise InputError(f"store is {store}, but the scores are given; leave one of them out")
 

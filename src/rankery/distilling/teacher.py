@@ -33,7 +33,7 @@ from rankery.data.files import content_digest, expand_paths, text_hash, written_
 from rankery.data.records import ANY_LABEL, MAX_COLLECTED, QueryRecord, check_records, read_records
 from rankery.distilling.parts import Parts, is_delivered
 from rankery.distilling.store import Store, pair_key, teacher_digest
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.evaluation.runs import check_finite
 from rankery.models.reranker import Reranker
 
@@ -219,7 +219,9 @@ def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     if output.exists() and any(output.samefile(path) for path in inputs):
         raise InputError(f"output is {output}, which is the input; choose another file")
     if output.exists() and not overwrite:
-        raise InputError(f"output is {output}, which is there already; choose another file, or say --overwrite")
+        raise InputError(
+            f"output is {output}, which is there already; choose another file, or say {option('overwrite')}"
+        )
     existing = next(parent for parent in output.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"output is {output}, but {existing} cannot be written to; choose another place")
@@ -252,11 +254,13 @@ def check_lists(paths: Sequence[Path]) -> None:
         negatives += record.negatives
         if not record.has_lists and len(problems) < MAX_COLLECTED:
             problems.append(
-                f'{record.path}:{record.lines[0]}: has no lists; expected "pos" and "neg", or leave --keep-lists out'
+                f'{record.path}:{record.lines[0]}: has no lists; expected "pos" and "neg", or leave {option("keep_lists")} out'
             )
     if not problems and not negatives:
         names = ", ".join(map(str, paths))
-        problems = [f'{names}: lists no documents as negatives; expected lines with "neg", or leave --keep-lists out']
+        problems = [
+            f'{names}: lists no documents as negatives; expected lines with "neg", or leave {option("keep_lists")} out'
+        ]
     if problems:
         raise InputError(problems)
 

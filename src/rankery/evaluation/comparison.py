@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rankery.data.files import named
 from rankery.evaluation.information import judgements_note, orders_nothing
 from rankery.evaluation.inputs import Texts
 from rankery.evaluation.measures import Measured, measure_runs
@@ -140,7 +141,7 @@ def _write_judgements(file: Path, given: Given) -> None:
         assert given.candidates is not None
         write_qrels(file, given.candidates.pairs, given.min_label)
         return
-    with file.open("w", encoding="utf-8") as lines:
+    with named(file), file.open("w", encoding="utf-8") as lines:
         for query in given.qrels:
             for document, value in given.qrels[query].items():
                 lines.write(f"{query} 0 {document} {max(0, int(value - given.min_label))}\n")

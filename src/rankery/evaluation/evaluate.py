@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rankery.errors import InputError
+from rankery.arguments import checked
+from rankery.errors import InputError, option
 from rankery.evaluation.comparison import Comparison, Difference, compare
 from rankery.evaluation.output import check_output, comparison_text, write_output
 from rankery.evaluation.question import Question, check_question, read_input
@@ -52,6 +53,7 @@ class Evaluation:
         return self.text
 
 
+@checked
 def evaluate(
     models: Paths = (),
     baselines: Paths = (),
@@ -147,7 +149,7 @@ def evaluate_systems(
             unused = [name for name in unused if name != "dtype"]
         if unused and not any(system.kind == "model" for system in systems):
             raise InputError(
-                f"{', '.join(unused)}: given, but for models alone; expected --model beside it, or nothing"
+                f"{', '.join(unused)}: given, but for models alone; expected {option('model', 'models')} beside it, or nothing"
             )
         if output is not None and group.process == 0:
             check_output(output, systems, names, question, overwrite)

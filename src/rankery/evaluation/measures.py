@@ -11,16 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
 
 from rankery.data.files import mix, text_hash
-from rankery.errors import InputError
-from rankery.evaluation.trec import TrecFile
+from rankery.errors import InputError, cut, shown
+from rankery.evaluation.trec import MOST_RELEVANT, TrecFile
 
 AT_ONCE = 2_000_000  # bytes of lines, of judgements and of a run, that trec_eval is given at once
 MOST_SAMPLED = 200_000  # pairs of a run that distributions are drawn from
+MOST_DOCUMENTS = 2**31 - 1  # that trec_eval counts
+# What ir-measures raises for names that it, or a program that it calls, does not know.
+UNKNOWN = (
+    *(
+        ValueError,
+        NameError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        ArithmeticError,
+        StopIteration,
+    ),
+    *(OSError, RecursionError, SyntaxError, MemoryError, SubprocessError),
+)
 DEFAULT = ("nDCG@10", "MRR@10", "MAP")
 
 
@@ -65,13 +82,33 @@ def wanted(names: Sequence[str], level: int = 1, min_label: float = 0.0) -> dict
                 measure = measure(rel=level)
             elif "rel" in measure.params and min_label:
                 measure = measure(rel=_above(measure.params["rel"], min_label))
-            ir_measures.evaluator([measure], [])
+            _check_numbers(measure)
+            tried = ir_measures.evaluator([measure], {"q": {"d": 1, "e": 0}})
+            next(iter(tried.iter_calc({"q": {"d": 1.0, "e": 0.5}})))  # by another program, which may not be there
             found[name] = measure
-        except (ValueError, NameError, KeyError, TypeError, AssertionError, RuntimeError) as error:
-            problems.append(f"measure {name!r}: {error}; expected names such as nDCG@10, RR@10, AP, P(rel=2)@5 or R@20")
+        except UNKNOWN as error:
+            why = cut(" ".join(str(error).split()))
+            problems.append(
+                f"measure {shown(name)}: {why}; expected names such as nDCG@10, RR@10, AP, P(rel=2)@5 or R@20"
+            )
     if problems:
         raise InputError(problems)
     return found
+
+
+def _check_numbers(measure: Any) -> None:
+    """
+    Raises:
+        ValueError: numbers that trec_eval would end the process at.
+    """
+    cutoff, recall = measure.params.get("cutoff"), measure.params.get("recall")
+    gains = measure.params.get("gains") or {}
+    if isinstance(cutoff, int | float) and not 1 <= cutoff <= MOST_DOCUMENTS:
+        raise ValueError(f"its cutoff is {cutoff}; expected 1 or more")
+    if isinstance(recall, int | float) and not 0 <= recall <= 1:
+        raise ValueError(f"its recall is {recall}; expected 0 to 1")
+    if not all(isinstance(gain, int) and abs(gain) < MOST_RELEVANT for pair in gains.items() for gain in pair):
+        raise ValueError(f"its gains are {shown(gains)}; expected whole numbers")
 
 
 def _above(grade: int, min_label: float) -> int:

@@ -26,7 +26,8 @@ from rankery.sealed import Schema, read_sealed, sealed
 FILES = ("metrics.json", "queries.csv", "report.html")
 MARK_FILE = "evaluation.json"
 COLUMNS = ("query", "text", "candidates", "relevant")  # that queries.csv begins with
-FORMULA = ("=", "+", "-", "@")  # a spreadsheet would run a text that begins so
+# A spreadsheet would run a text that begins so: full-width signs, and white space before the sign, are taken for it too.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "|", "%")
 
 
 class Written(Schema):
@@ -221,7 +222,12 @@ def _query_rows(result: Comparison) -> Iterator[list[object]]:
 
 def _write_csv(file: Any, rows: Iterator[list[object]]) -> None:
     wrapped = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="", write_through=True)
-    writer = csv.writer(wrapped, lineterminator="\n")
+    writer = csv.writer(wrapped, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a bare CR would begin a row
     for row in rows:
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row])
+        writer.writerow(
+            [
+                f"'{cell}" if isinstance(cell, str) and cell.lstrip(" \u3000\xa0").startswith(FORMULA) else cell
+                for cell in row
+            ]
+        )
     wrapped.detach()

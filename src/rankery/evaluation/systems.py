@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.evaluation.inputs import Candidates
 from rankery.evaluation.runs import check_finite
 from rankery.processes import Group, own_device
@@ -51,7 +51,7 @@ def names_of(systems: Sequence[System]) -> list[str]:
         InputError: the same system twice.
     """
     if len(set(systems)) < len(systems):
-        twice = sorted({f"--{s.kind} {s.value}" for s in systems if systems.count(s) > 1})
+        twice = sorted({f"{option(s.kind)} {s.value}" for s in systems if systems.count(s) > 1})
         raise InputError([f"{name} is there twice; expected each system once" for name in twice])
     parts = [_parts(system) for system in systems]
     names: list[str] = []

@@ -27,7 +27,7 @@ class Judge:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         margin: float,
         store: str | Path | None,
         prompt: str | None,

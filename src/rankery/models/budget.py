@@ -33,7 +33,8 @@ def default_token_budget(config: Any, device: torch.device, training: bool, larg
         largest: tokens of the largest example that should not be split.
     """
     text = config.get_text_config()
-    layers, width = text.num_hidden_layers, text.hidden_size
+    # A family that names neither (Perceiver) counts as one of BERT's size.
+    layers, width = getattr(text, "num_hidden_layers", 12), getattr(text, "hidden_size", 768)
     if device.type == "cpu":
         # In fp32 a token takes about 100 bytes for each unit of the model's width in each layer (benchmarks/group_memory.py).
         return max(CPU_BUDGET, min(largest, CPU_WHOLE_BYTES // (100 * width * layers)))

@@ -199,7 +199,14 @@ def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """model.safetensors, or numbered parts with an index, as transformers reads them; shared tensors are stored once."""
     from huggingface_hub import save_torch_state_dict
 
-    save_torch_state_dict({name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size="20GB")
+    save_torch_state_dict({name: _whole(tensor) for name, tensor in state.items()}, folder, max_shard_size="20GB")
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is a part of a larger one, as of fused weights that transformers takes apart, as one of its own."""
+    tensor = tensor.detach()
+    is_part = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone() if is_part else tensor
 
 
 def _contract(reranker: Reranker, folder: Path, golden: bool) -> dict[str, Any]:

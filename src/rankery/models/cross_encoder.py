@@ -100,8 +100,9 @@ class CrossEncoder(Reranker):
         check_whole("num_labels", num_labels)
         num_labels = num_labels or (contract or {}).get("num_labels")
         with loading(model_name_or_path):
+            quantized = four_bit(load_in_4bit, device)
             model, tokenizer = in_own_thread(
-                _load, model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
+                _load, model_name_or_path, num_labels, hub, quantized, hidden_dropout, attention_dropout
             )
             if seed is None:
                 warn_of_new_head(model_name_or_path, model)

@@ -24,10 +24,10 @@ from rankery.models.packing import INNER, PREFIX
 ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 HEADS = ("ForSequenceClassification", "ForCausalLM")
-# Settings of attention that short pairs do not show: a family that has one is packed only where it is known.
+# Settings of attention that short pairs do not show, unless they are as wide as the longest pair: known families alone pack with them.
 UNSEEN = (
     "sliding_window", "attention_chunk_size", "local_attention", "attention_window", "window_size", "attn_temperature_tuning",
-    "llama_4_scaling_beta", "index_topk", "max_window_layers",
+    "llama_4_scaling_beta", "index_topk",
 )  # fmt: skip
 LENGTH_FREE = ("default", "linear", "llama3", "yarn", "proportional")  # rotary embeddings that no neighbour changes
 # Of one query, so that a shared prefix shows too; of different lengths; the last is longer than blocks and kernels are wide.
@@ -70,7 +70,9 @@ def length_limit(model: Any) -> int | None:
     )
 
 
-def choose_layout(scorer: Any, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, pad_id: int) -> Layout:
+def choose_layout(
+    scorer: Any, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, pad_id: int, max_len: int
+) -> Layout:
     """The layout that computes least and leaves scores as they are of pairs alone.
 
     Args:
@@ -79,22 +81,25 @@ def choose_layout(scorer: Any, rows: Sequence[Row], heads: np.ndarray, queries: 
         heads: tokens of each before its document.
         queries: index of each pair's query.
         pad_id: what fills rows up.
+        max_len: tokens of the longest pair that may come.
 
     Raises:
         InputError: the model cannot score a pair, or scores it otherwise each time or beside others.
     """
     model = scorer.model
     widest: Layout = "shared" if scorer.sees_only_before else "packed"
+    if (limit := length_limit(model)) is not None and max_len > limit:
+        return "by_length"
     if known_family(model) is not None:
         return widest
     if any(parameter.is_meta for parameter in model.parameters()) or not all(len(ids) for ids, _ in rows):
         return "padded"
     trial = _Trial(scorer)
     alone = torch.cat([trial.score(pad([row], pad_id)) for row in rows])
-    again = trial.score(pad(rows[:1], pad_id))
-    if not trial.same(again, alone[:1]):
+    again = trial.score(pad(rows[-1:], pad_id))
+    if not trial.same(again, alone[-1:]):
         raise trial.refused(
-            f"gives the same pair another score each time ({alone[0].tolist()}, then {again[0].tolist()})"
+            f"gives the same pair another score each time ({alone[-1].tolist()}, then {again[0].tolist()})"
         )
     if not trial.same(trial.score(pad(rows, pad_id)), alone):
         twin = (rows[0][0][::-1].copy(), rows[0][1])
@@ -102,16 +107,22 @@ def choose_layout(scorer: Any, rows: Sequence[Row], heads: np.ndarray, queries: 
         if not trial.same(trial.score(pad([rows[0], twin], pad_id)), expected):
             raise trial.refused("gives a pair another score beside a pair of its own length")
         return "by_length"
-    may_pack = type(model).__module__.startswith("transformers.models.") and takes_packed(model) and not _unseen(model)
+    may_pack = (
+        type(model).__module__.startswith("transformers.models.")
+        and takes_packed(model)
+        and not _unseen(model, max_len)
+    )
     batch = (lambda: pack(rows, heads.tolist(), queries.tolist())) if widest == "shared" else (lambda: pack(rows))
     return widest if may_pack and trial.packs(batch, alone) else "padded"
 
 
-def _unseen(model: Any) -> bool:
-    """Whether something in a model shows with long pairs only."""
+def _unseen(model: Any, max_len: int) -> bool:
+    """Whether something in a model shows with long pairs only, shorter than `max_len`."""
     config = model.config.get_text_config()
     ropes = {kind for module in model.modules() for kind in _rope_types(module)}
-    return any(getattr(config, name, None) for name in UNSEEN) or not ropes <= set(LENGTH_FREE)
+    settings = [getattr(config, name, None) for name in UNSEEN]
+    wide = [type(value) is int and value >= max_len for value in settings if value]
+    return not all(wide) or not ropes <= set(LENGTH_FREE)
 
 
 def _rope_types(module: Any) -> list[str]:

@@ -154,7 +154,7 @@ class LLMDecoder(Reranker):
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
-        dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit)
+        dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit, device)
         saved = contract or {}
         base, base_hub = base_and_hub(name, hub)
         with loading(name):

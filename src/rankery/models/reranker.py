@@ -27,7 +27,7 @@ from rankery.errors import InputError, attempt, check_whole
 from rankery.models.ahead import ahead
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
 from rankery.models.calibration import Calibration, check_scale, probabilities
-from rankery.models.layouts import TRIALS, choose_layout, length_limit, takes_packed
+from rankery.models.layouts import TRIALS, choose_layout, takes_packed
 from rankery.models.loading import choose_max_len, placed, position_limit
 from rankery.models.scorer import Scorer, expected_grade
 from rankery.models.threads import in_own_thread
@@ -70,14 +70,7 @@ class Reranker:
         self, scorer: Scorer, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)
     ):
         self.scorer, self.tokenizer, self.template, self.labels = scorer, tokenizer, template, labels
-        self.length_limit = length_limit(self.model)
-        trials = encode_pairs(TRIALS, tokenizer, template)
-        self.family_layout = in_own_thread(choose_layout, scorer.eval(), *trials, template.pad_token_id)
-        if self.layout == "by_length":
-            warnings.warn(
-                f"in a {type(self.model).__name__} padding and longer neighbours change a score; pairs run one length at a time, which is slower and keeps every score as it is alone",
-                stacklevel=2,
-            )
+        self._choose_layout()
         self._set_attention()
 
     @property
@@ -98,8 +91,6 @@ class Reranker:
         """How pairs go through the model."""
         if self.forced_layout is not None:
             return self.forced_layout
-        if self.length_limit is not None and self.template.max_len > self.length_limit:
-            return "by_length"
         packs = self.family_layout in ("packed", "shared")
         return "padded" if packs and (self.packing == "off" or not takes_packed(self.model)) else self.family_layout
 
@@ -107,6 +98,17 @@ class Reranker:
     def packed(self) -> bool:
         """Whether pairs stand in one row, without padding."""
         return self.layout in ("packed", "shared")
+
+    def _choose_layout(self) -> None:
+        trials = encode_pairs(TRIALS, self.tokenizer, self.template)
+        self.family_layout = in_own_thread(
+            choose_layout, self.scorer.eval(), *trials, self.template.pad_token_id, self.template.max_len
+        )
+        if self.layout == "by_length":
+            warnings.warn(
+                f"in a {type(self.model).__name__} padding and longer neighbours change a score; pairs run one length at a time, which is slower and keeps every score as it is alone",
+                stacklevel=4,
+            )
 
     def settings(self) -> dict[str, Any]:
         """What `from_pretrained` needs to score as this reranker does, beside model and tokenizer; kept in the contract."""
@@ -225,6 +227,7 @@ class Reranker:
         if length < self.template.specials + 2:
             raise InputError(f"max_len is {length}; expected at least {self.template.specials + 2}")
         self.template = replace(self.template, max_len=length)
+        self._choose_layout()
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Writes a Hugging Face directory with the contract; what stands at `folder` must not exist or be ours.

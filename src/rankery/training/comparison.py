@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rankery.arguments import checked
 from rankery.data.files import check_new_file
 from rankery.errors import InputError
 from rankery.evaluation.metrics import aligned
@@ -23,6 +24,7 @@ MEASURED = ("min_label", "relevant_above")  # what metrics mean
 Table = tuple[list[str], list[list[Any]]]  # names of the columns, rows
 
 
+@checked
 def compare(runs: Sequence[str | Path], output: str | Path | None = None, overwrite: bool = False) -> str:
     """Trainings side by side, as text; the page with their curves goes to `output`.
 

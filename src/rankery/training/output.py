@@ -233,7 +233,7 @@ def claim(
         InputError: a resumed run whose data or number of pairs a step changed; another run that began there meanwhile.
     """
     folder = Path(config.output_dir)
-    if not lock.is_held:
+    if not lock.is_taken:
         folder.mkdir(parents=True, exist_ok=True)
         lock.take()
         if (folder / RUN_FILE).exists():

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rankery.arguments import checked
 from rankery.config import TrainConfig, key_places, load_config
 from rankery.data.encoding import EncodedPairs, default_cache_folder
 from rankery.data.examples import trunks_of
@@ -32,6 +33,9 @@ from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint, output
 from rankery.training.criterion import Criterion, choose_criterion
 from rankery.training.data_checks import (
+    as_begun,
+    describe_grades,
+    learns_by_gain,
     learnt_together,
     lists_are_labels,
     unfit_data,
@@ -83,11 +87,12 @@ class Run:
             sys.stdout.flush()
 
 
-def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any) -> Path:
+@checked
+def train(config: str | Path | Mapping[str, Any] | TrainConfig | None, **overrides: Any) -> Path:
     """Fine-tunes a reranker; returns the folder of the final model.
 
     Args:
-        config: YAML file, mapping or TrainConfig; docs/configuration.md lists the keys.
+        config: YAML file, mapping or TrainConfig; docs/configuration.md lists the keys. None: the keys are those of `overrides`.
         overrides: keys that replace those of `config`.
 
     Raises:
@@ -129,30 +134,35 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
     labels = LabelRange(config.min_label, config.max_label)
     engine.on_main(lambda: output.lock_run(config, lock))
     files = engine.on_main(lambda: check_places(config))
-    found = None
+    found, begun = None, ""
     folder = Path(config.output_dir)
     if config.resume and (earlier := engine.on_main(lambda: output.read_run(folder))):
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(folder, earlier["run_id"], print))
+        config, begun = as_begun(config, earlier["config"])
     start = found[1] if found else {}
     try:
-        reranker = engine.everywhere(lambda: open_model(config, found[0] / "model" if found else None))
+        reranker = engine.everywhere(lambda: open_model(config, found[0] / "model" if found else None, engine.device))
     except InputError as error:
         raise InputError(error.problems + engine.on_main(lambda: bad_lines(config, files)), shared=True) from error
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: prepare_data(config, files, reranker, labels, cache))
     data = engine.everywhere(lambda: open_data(cache, keys, files, reranker, labels))
-    objective = build_objective(config)
     problems = unfit_data(config, data)
     kept = without_false_negatives(config, data["train"])
     dropped = len(data["train"]) - len(kept)
     if lists_are_labels(config):
         data["train"] = data["train"].labelled_by_lists()
+    by_gain = learns_by_gain(config, data["train"])
+    objective = build_objective(config, by_gain)
+    data = {name: replace(encoded, by_gain=by_gain) for name, encoded in data.items()}
     examples = learnt_together(config, data["train"], kept)
     if problems := problems + unusable_losses(objective, examples, data["train"]):
         raise InputError(problems, shared=True)
     criterion = engine.on_main(lambda: choose_criterion(config, objective, data.get("val")))
     digest = engine.on_main(lambda: content_digest(files["val"]) if "val" in files else None)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
+    # Of the first process: where models are loaded in parts, others cannot compare layouts.
+    reranker.family_layout = engine.on_main(lambda: reranker.family_layout)
     layout = reranker.layout
     trunks = None
     if layout == "shared" and is_grouped(config.loss_type):
@@ -184,6 +194,7 @@ def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -
             engine.scaler.load_state_dict(start["scaler"])
     plan = Plan(examples, data["train"].lengths, config.seed, batch, engine.processes, budget, layout, trunks)
     summary = "\n".join(describe_data(name, encoded) for name, encoded in data.items())
+    summary += describe_grades(config, data["train"], begun)
     if dropped:
         summary += (
             f"\n  {dropped} documents listed as negatives score like positives and are left out (false_negative_margin)"
