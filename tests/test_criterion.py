@@ -12,7 +12,11 @@ from conftest import make_data, write_rows
 from test_metrics import make_pairs
 
 import rankery
-from rankery import train
+from rankery import InputError, train
+from rankery.data.records import read_records
+from rankery.distilling.measured import HeldOut, comparison, measure
+from rankery.distilling.score import open_teachers
+from rankery.distilling.students import STUDENTS
 from rankery.evaluation.information import constant_value, judgements_note, orders_nothing, why_constant
 from rankery.training.comparison import compare
 from rankery.training.history import read_history
@@ -202,3 +206,20 @@ def test_a_page_reads_no_file_that_has_changed(config: dict, monkeypatch: pytest
     page = (train(config, epochs=1).parent / "report.html").read_text()
     assert "the files have changed since the start, so BM25 is not measured on them" in page
     assert ">BM25<" not in page
+
+
+def test_a_teacher_that_orders_nothing(collapsed: tuple[Path, Path], bert: Path, tmp_path: Path) -> None:
+    """Where a model judges for others: mining, the doubts of check, and the comparison of a distillation."""
+    model, data = collapsed
+    mined = rankery.mine(data, tmp_path / "mined.jsonl", teacher=str(model), negatives=1, ranks=(1, 5))
+    assert "the teacher judged NOTHING" in str(mined)
+    with pytest.warns(UserWarning, match="score_with gives all documents of a query"):
+        rankery.check(data, score_with=str(model))
+    flat = measure(open_teachers([model]), HeldOut(list(read_records([data])), 0.0, None))
+    students = dict.fromkeys(STUDENTS.values(), flat)
+    assert "student, distilled orders NOTHING" in comparison(students)
+    with pytest.raises(
+        InputError, match=r"nDCG@10 is 0\.2500 whatever the order of the documents, so no system could be better"
+    ):
+        rankery.distil(model, bert, data, one_each(tmp_path / "v.jsonl"), tmp_path / "out", overrides={"max_len": 48})
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from rankery.config import load_config, parse_overrides
         (["lr=1e-3", "lr=2e-3"], "lr is set twice"),
         (["lr=1e-3", "--lr=1e-3"], "lr is set twice"),
         (["labels.lr=1e-3", "labels.lr=1e-3"], "labels.lr is set twice"),
-        (["loss_type={point_ce: 1, point_ce: 2}"], "loss_type is .*, which sets point_ce twice"),
+        (["loss_type={point_ce: 1, point_ce: 2}"], "loss_type is .*which sets point_ce twice"),
     ],
 )
 def test_on_the_command_line(words: list[str], problem: str) -> None:
@@ -37,7 +37,7 @@ def test_in_a_file(tmp_path: Path) -> None:
     file.write_text("lr: 1\nloss_type:\n  point_ce: 1\n  listwise_ce: 1\n  point_ce: 2\nlr: 2\n")
     with pytest.raises(InputError) as caught:
         load_config(file)
-    assert caught.value.problems == [
+    assert sorted(caught.value.problems) == [
         f"{file}:5: point_ce is set twice; keep one",
         f"{file}:6: lr is set twice; keep one",
     ]

@@ -44,6 +44,7 @@ class Mined:
     left_out: Counter[str] = field(default_factory=Counter)  # "forbidden", "margin", "teacher"
     short: int = 0  # queries that got fewer negatives than asked for
     without_positive: int = 0  # queries that are left as they are
+    flat_teacher: bool = False  # it gave all pairs (nearly) one score
 
     def __str__(self) -> str:
         total = self.negatives.total()
@@ -55,6 +56,8 @@ class Mined:
             f"left out: {self.left_out['forbidden']:,} labelled already, {self.left_out['margin']:,} by the margin, "
             f"{self.left_out['teacher']:,} by the teacher",
         ]
+        if self.flat_teacher:
+            lines.append("the teacher judged NOTHING: it gives all pairs (nearly) one score; choose another")
         if self.short:
             lines.append(f"{self.short:,} queries got fewer than asked for: nothing else was left between the ranks")
         if self.without_positive:
@@ -147,6 +150,7 @@ def mine(
                 texts = [documents[one.document] for one in found]
                 file.write(mined_line(query, texts, [f"{one.source}:{one.rank}" for one in found], min_label))
     if judge is not None:
+        mined.flat_teacher = judge.is_flat
         judge.close()
     return mined
 
