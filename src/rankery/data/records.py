@@ -93,11 +93,11 @@ def read_records(paths: Sequence[str | Path], labels: LabelRange | None = None) 
 
 
 def pair_place(records: Sequence[QueryRecord], pair: int) -> str:
-    """`file:line, query '...'` of a pair, by its number among those of all records."""
+    """`file:line, query '...', document '...'` of a pair, by its number among those of all records."""
     for record in records:
         if pair < len(record.documents):
             where = f"{record.path}:{record.lines[pair]}" if record.lines else record.path
-            return f"{where}, query {record.query[:60]!r}"
+            return f"{where}, query {record.query!r:.60}, document {record.documents[pair]!r:.80}"
         pair -= len(record.documents)
     raise AssertionError("no such pair")
 

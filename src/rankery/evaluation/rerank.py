@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -51,12 +50,10 @@ def rerank_file(
                 gzip.GzipFile(target, "wb", mtime=0) if target.endswith(".gz") else open(target, "wb")
             )
         for where, row in _requests(_readable(lines, source or "standard input"), source or "standard input"):
-            ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
-            if not all(math.isfinite(entry.score) for entry in ranking):  # JSON has no NaN
-                raise InputError(
-                    f"{where}: scores for query {row['query'][:60]!r} are not finite; look at its texts, else at the model's weights; a model in "
-                    "float16 may want bfloat16 or float32 (--dtype)"
-                )
+            try:
+                ranking = reranker.rerank(row["query"], row["documents"], top_k, **options)
+            except InputError as error:
+                raise InputError([f"{where}: {problem}" for problem in error.problems]) from error
             rest = {key: value for key, value in row.items() if key != "documents"}
             out.write(_line({**rest, "ranking": [entry._asdict() for entry in ranking]}))
             out.flush()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from rankery.data.finite import check_finite
 from rankery.distilling.store import Store, teacher_digest
 from rankery.distilling.teacher import known_logits
 from rankery.mining.rows import Query
@@ -59,5 +60,6 @@ class Judge:
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """In [0, 1]: the sigmoid of the logit, or of several classes the expected grade."""
         logits = torch.from_numpy(known_logits(self.reranker, self.digest, pairs, self.store))
+        check_finite(logits, lambda i: f"query {pairs[i][0]!r:.60}, document {pairs[i][1]!r:.80}", "the teacher")
         scores = self.reranker.rank_scores(logits)
         return (scores.sigmoid() if logits.dim() == 1 else scores).tolist()

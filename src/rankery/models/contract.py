@@ -28,6 +28,8 @@ CONTRACT_KEYS = (
     *("model_type", "num_labels", "max_len", "query_format", "document_format", "template", "min_label", "max_label"),
     *("probes", "golden", "tolerance", "files"),
 )
+# What a contract without these keys means: models saved before there were such keys.
+ABSENT = {"special_tokens_in_text": "parse", "document_first": False}
 # Short, of different lengths, so that a batch of them pads; swapped, empty and non-English ones among them.
 PROBES = (
     ("how do plants make food", "Plants turn light, water and carbon dioxide into sugar; this is photosynthesis."),
@@ -69,7 +71,18 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
         raise InputError(
             f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
         )
-    return contract
+    return {**ABSENT, **contract}
+
+
+def check_reading(value: str | None) -> Any:
+    """How control tokens in texts are read: `literal`, `parse`, or None for left open.
+
+    Raises:
+        InputError: something else.
+    """
+    if value not in (None, "literal", "parse"):
+        raise InputError(f"special_tokens_in_text is {value!r}; expected literal or parse")
+    return value
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -105,9 +118,9 @@ def check_template(contract: dict[str, Any], template: PairTemplate, name: str) 
     """
     found = json.loads(json.dumps(template.to_dict()))
     problems = [
-        f"{name}: the tokenizer gives {key} {found[key]}, but the model was saved with {value}; restore the tokenizer files"
+        f"{name}: the tokenizer gives {key} {found.get(key)}, but the model was saved with {value}; restore the tokenizer files"
         for key, value in contract["template"].items()
-        if found[key] != value
+        if key != "special_tokens_in_text" and found.get(key) != value  # the user may choose another reading of texts
     ]
     if problems:
         raise InputError(problems)
