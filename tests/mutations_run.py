@@ -243,7 +243,7 @@ def run_verdict(
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        checked("compare", lambda: compare([copy, other]))
+        checked("compare", lambda: compare([copy, other], copy.parent / "page.html"))
         resumed = checked("resume", lambda: train({**config, "output_dir": str(copy), "resume": True}))
         if resumed and not right(copy / "model", said.getvalue()):
             findings.append("resume: another model")

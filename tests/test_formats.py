@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import write_rows
 
+import rankery
 from rankery.checking.places import Files
 from rankery.checking.scan import Scan
+from rankery.cli import main
 from rankery.data.lines import LONGEST_LINE
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.errors import PROBLEM_CHARACTERS, SHOWN_CHARACTERS, InputError, shown
+from rankery.evaluation.measures import wanted
 from rankery.evaluation.rerank import _check_requests
 from rankery.evaluation.trec import TextFile, TrecFile
 from rankery.mining.rows import read_corpus
@@ -245,3 +250,85 @@ def test_values_are_cut_wherever_they_are_shown() -> None:
     assert problem.startswith("data.jsonl:7: xxx")
     assert problem.endswith("xxx; expected less")
     assert str(InputError("a\x1b[2J\x07b\né")) == "a\\x1b[2J\\x07b\né", "a terminal obeys no message"
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "\xa0=1", "＝1+1", "|cmd", "%0A"]
+)
+def test_a_spreadsheet_runs_no_text(tmp_path: Path, text: str) -> None:
+    data = write_rows(
+        tmp_path / "d.jsonl", [{"query": text, "pos": [text], "neg": ["b"]}, {"query": "c", "pos": ["c"], "neg": ["d"]}]
+    )
+    rankery.evaluate(baselines="random", data=data, output=tmp_path / "e")
+    with (tmp_path / "e" / "queries.csv").open(encoding="utf-8", newline="") as file:
+        _, first, second = csv.reader(file)
+    assert (first[1], second[1]) == (f"'{text}", "c")
+    assert all(not cell.lstrip().startswith(("=", "+", "@", "|")) for row in (first, second) for cell in row)
+
+
+@pytest.mark.parametrize("verb", ["rerank", "score", "mine", "check"])
+def test_no_result_lies_in_the_folder_of_a_model(
+    verb: str, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = str(write_rows(tmp_path / "d.jsonl", [{"query": "a", "pos": ["b"], "documents": ["b"]}]))
+    inside = str(bert / "below" / "x.jsonl")
+    words = {
+        "rerank": ["--model", str(bert), "--input", data, "--output", inside],
+        "score": ["--model", str(bert), "--data", data, "--output", inside],
+        "mine": ["--teacher", str(bert), "--data", data, "--output", inside],
+        "check": ["--model", str(bert), data, "--json", inside],
+    }[verb]
+    assert main([verb, *words]) == 2
+    assert f"output is {inside}, inside the folder of the model {bert}" in capsys.readouterr().err
+    assert not Path(inside).parent.exists()
+
+
+def test_rerank_replaces_nothing_unasked(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = write_rows(tmp_path / "q.jsonl", [{"query": "sun", "documents": ["sea", "sun"]}])
+    model, target = tmp_path / "model", tmp_path / "new" / "r.jsonl"
+    rankery.CrossEncoder.from_pretrained(bert, seed=0).save_pretrained(model)
+    words = ["rerank", "--model", str(model), "--input", str(source), "--output", str(target)]
+    assert main([*words, "--calibrated"]) == 2
+    assert "the model has no calibration" in capsys.readouterr().err
+    (tmp_path / "empty.jsonl").touch()
+    assert main(["rerank", "--model", str(model), "--input", str(tmp_path / "empty.jsonl"), "--calibrated"]) == 2
+    assert "the model has no calibration" in capsys.readouterr().err
+    source.write_text(source.read_text() + "{}\nx\n")
+    assert main(words) == 2
+    assert [line.split(" ")[1] for line in capsys.readouterr().err.splitlines()] == [f"{source}:2:", f"{source}:3:"]
+    assert not target.parent.exists(), "nothing stays of what failed"
+    source.write_text(source.read_text().partition("\n")[0])
+    assert main(words) == 0
+    target.write_text("mine")
+    assert main(words) == 2
+    assert f"{target}: is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert target.read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0
+    assert json.loads(target.read_text())["ranking"]
+
+
+def test_calibrate_learns_from_no_label_that_the_model_has_not(bert: Path, tmp_path: Path) -> None:
+    rankery.CrossEncoder.from_pretrained(bert, seed=0).save_pretrained(tmp_path / "model")
+    rows = [
+        {"query": f"sun {i}", "hits": [{"content": "sun", "label": 1}, {"content": "sea", "label": -3 * (i == 2)}]}
+        for i in range(4)
+    ]
+    data, contract = write_rows(tmp_path / "d.jsonl", rows), (tmp_path / "model" / "rankery.json").read_bytes()
+    with pytest.raises(InputError, match=r"d.jsonl:3: label is -3; expected a number from 0 to 1, .* set min_label"):
+        rankery.calibrate(tmp_path / "model", data, html=tmp_path / "new" / "page.html")
+    rows[2]["hits"][1]["label"], rows[3]["hits"][0]["label"] = 0, 4
+    write_rows(data, rows)
+    with pytest.raises(InputError, match=r"d.jsonl:4: label is 4; expected a number from 0 to 1"):
+        rankery.calibrate(tmp_path / "model", data, html=tmp_path / "new" / "page.html")
+    assert (tmp_path / "model" / "rankery.json").read_bytes() == contract
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["nDCG@0", "P@0", "R@0", "AP@0", "Judged@0", "Success@0", "nDCG@99999999999", "IPrec@1.5", "ERR@20", "nDCG(gains={0:1,1:99999999999})@5", "nDCG(dcg='x')", "x" * 9999, "((((", "NumRet", "P(rel=0)@5"])  # fmt: skip
+def test_measures_that_trec_eval_would_end_the_process_at(name: str) -> None:
+    """It did, at nDCG@0; ERR wants a program that is not everywhere."""
+    if name == "ERR@20" and shutil.which("perl"):
+        pytest.skip("perl is there, which computes it")
+    with pytest.raises(InputError, match="expected names such as nDCG@10") as caught:
+        wanted([name])
+    assert len(caught.value.problems[0]) < 300

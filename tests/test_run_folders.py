@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,14 +20,16 @@ from conftest import ROOT, make_data, run_python
 from mutations_run import Mutation, run_mutations, run_verdict
 from safetensors.torch import load
 
-from rankery import InputError, train
+from rankery import InputError, locks, train
 from rankery.cli import main
-from rankery.data.files import written_whole
+from rankery.config import load_config
+from rankery.data.files import named, written_whole
 from rankery.locks import FolderLock, hold_folder, is_abandoned
-from rankery.models.folders import files_in
+from rankery.models.folders import files_in, write_whole
 from rankery.sealed import Schema, read_sealed, sealed
-from rankery.training import loop, run, tracking
+from rankery.training import loop, output, run, tracking
 from rankery.training.comparison import compare
+from rankery.training.tuned import read_tuned, write_tuned
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -261,7 +264,7 @@ def test_locks(tmp_path: Path) -> None:
             other.take()
         lock.release()
         other.take()
-        assert other.is_held
+        assert other.is_taken
     assert not list(tmp_path.iterdir())
     (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic link"):
@@ -272,6 +275,18 @@ def test_locks(tmp_path: Path) -> None:
     assert not is_abandoned(tmp_path)
     os.close(held)
     assert is_abandoned(tmp_path)
+
+
+def test_a_file_system_without_locks(config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs there begin, go on and are replaced as ever."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    for changes in ({}, {"resume": True}, {"overwrite": True}):
+        folder = train(config, epochs=1, **changes).parent
+        assert not (folder / ".lock").exists()
 
 
 def test_sealed_files_tell_every_change(tmp_path: Path) -> None:
@@ -311,6 +326,28 @@ def test_metrics_that_were_changed_are_said_and_stop_nothing(
     assert same(weights(train(config)), best)
     assert re.search(rf"note: .*metrics.jsonl was changed .* {len(lines) - 1} lines", capsys.readouterr().out)
     assert file.read_text() == "".join(lines[:2] + lines[3:])
+
+
+def test_budgets_that_were_changed(config: dict, tmp_path: Path) -> None:
+    """A measured one is measured again; the one that a run came down to is an error."""
+    file = tmp_path / "token_budgets.json"
+    write_tuned(file, "a", 512)
+    write_tuned(file, "b", 1024)
+    assert read_tuned(file) == {"a": 512, "b": 1024}
+    file.write_text(file.read_text().replace("512", "513"))
+    assert read_tuned(file) == {}
+    for value in (0, -1, True, 1 << 40, 0.5, "512", None):
+        file.write_text(json.dumps({"a": value, "b": 512}))  # of an older rankery
+        assert read_tuned(file) == {"b": 512}
+    folder = train(config, epochs=1).parent
+    lowered = folder / "checkpoints/token_budget"
+    output.lower_token_budget(folder, 64)
+    parsed = load_config({**config, "resume": True, "epochs": 1})
+    assert output.token_budget(parsed, {}) == 64
+    for content in ("64", "x", "", '{"token_budget": 0}', lowered.read_text().replace("64", "640000")):
+        lowered.write_text(content)
+        with pytest.raises(InputError, match=r"checkpoints/token_budget: cannot be read \(.*\); delete it, or set"):
+            output.token_budget(parsed, {})
 
 
 def test_a_tracker_that_fails_costs_no_run(
@@ -400,7 +437,7 @@ def test_nothing_outlives_a_killed_launch(config: dict, victim: str) -> None:
         assert any("epoch 1:" in line for line in process.stdout), process.stderr
         launcher = psutil.Process(process.pid).children()[0]
         tree = [launcher, *launcher.children(recursive=True)]
-        workers = [child for child in launcher.children(recursive=True) if "rankery.cli" in " ".join(child.cmdline())]
+        workers = [child for child in launcher.children(recursive=True) if "start.py" in " ".join(child.cmdline())]
         {"command": process, "launcher": launcher, "first process": workers[0]}[victim].send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
     _, alive = psutil.wait_procs(tree, timeout=10)
@@ -414,6 +451,27 @@ def test_nothing_outlives_a_killed_launch(config: dict, victim: str) -> None:
         *words, "resume=true", "log_interval=100000", "patience=1", "eval_steps=1",
     )  # fmt: skip
     assert "resume: patience was None" in again.stderr  # it is asked for, and refused for that alone
+
+
+def test_errors_of_a_full_disk_name_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full refuses what is written, as a full disk does, and names nothing."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    original = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **options: original(Path("/dev/full"), *mode, **options))
+    page, run_file = tmp_path / "page.html", tmp_path / "run.trec"
+    with pytest.raises(OSError, match=rf"No space left on device: '{page}'"):
+        write_whole(page, "x")
+    with (
+        pytest.raises(OSError, match=rf"No space left on device: '{run_file}'"),
+        named(run_file),
+        run_file.open("w") as file,
+    ):
+        file.write("x")
+    with pytest.raises(InputError, match=rf"{page}: could not be written: .*No space"), written_whole(page) as whole:
+        whole.write(b"x")
+    with pytest.raises(FileNotFoundError, match="elsewhere"), named(page):
+        os.stat(tmp_path / "elsewhere")
 
 
 @pytest.fixture(scope="module")

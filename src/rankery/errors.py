@@ -45,9 +45,9 @@ def cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
-def option(name: str) -> str:
+def option(name: str, in_python: str | None = None) -> str:
     """A parameter as the reader knows it: `min_label`, or `--min-label` on the command line."""
-    return f"--{name.replace('_', '-')}" if FROM_COMMAND_LINE.get() else name
+    return f"--{name.replace('_', '-')}" if FROM_COMMAND_LINE.get() else in_python or name
 
 
 def _bounded(problem: str) -> str:

@@ -70,10 +70,18 @@ def launch(processes: int, engine: str, words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "launch.yaml"
         write_whole(file, yaml.safe_dump({**COMMON, **ENGINES[engine], "num_processes": processes}))
-        start = "from rankery.launcher import accelerate_launch; accelerate_launch()"
+        start = (
+            "import sys; sys.path[:] = filter(None, sys.path); "  # without the current folder: see start.py
+            "from rankery.launcher import accelerate_launch; accelerate_launch()"
+        )
         command = [sys.executable, "-c", start, "--config_file", str(file)]
-        command += ["--main_process_port", "0", "--module", "rankery.cli", *words]  # port 0: any that is free
-        here = {PARENT: str(os.getpid())}
+        command += [
+            "--main_process_port",
+            "0",
+            str(Path(__file__).with_name("start.py")),
+            *words,
+        ]  # port 0: any that is free
+        here = {PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1"}
         return _run_to_the_end(command, {**threads(processes, usable_cores()), **os.environ, **here})
 
 

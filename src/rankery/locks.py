@@ -42,10 +42,7 @@ class FolderLock:
     def __init__(self, folder: Path):
         self.file = folder / LOCK_FILE
         self.descriptor: int | None = None
-
-    @property
-    def is_held(self) -> bool:
-        return self.descriptor is not None
+        self.is_taken = False  # also where there are no locks
 
     def take(self) -> None:
         """Takes the lock, in a folder that is there; nothing where it is held already.
@@ -53,7 +50,10 @@ class FolderLock:
         Raises:
             InputError: another process has it.
         """
-        while self.descriptor is None and fcntl is not None:
+        while not self.is_taken:
+            if fcntl is None:
+                self.is_taken = True
+                return
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,18 +65,21 @@ class FolderLock:
                     shared=True,
                 ) from error
             except OSError:  # a file system without locks
+                self.file.unlink(missing_ok=True)
                 os.close(descriptor)
+                self.is_taken = True
                 return
             if not _is_at(descriptor, self.file):  # its last owner has just removed it
                 os.close(descriptor)
                 continue
-            self.descriptor = descriptor
+            self.descriptor, self.is_taken = descriptor, True
             _held.add(descriptor)
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps(_self()).encode())
 
     def release(self) -> None:
         """Gives it back, and removes the file first: whoever opens it later finds it gone, or makes another."""
+        self.is_taken = False
         if self.descriptor is None:
             return
         descriptor, self.descriptor = self.descriptor, None

@@ -25,7 +25,7 @@ from rankery.checking.texts import keys_of, normalise
 from rankery.data.files import check_new_file, written_whole
 from rankery.data.lines import numbered_lines
 from rankery.data.records import QueryRecord, parse_object, parse_row
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 
 HELD_CHARACTERS = 1 << 27
 LOGGED = 100_000  # changes that are listed one by one
@@ -56,7 +56,7 @@ def check_scan(scan: Scan, against: Scan | None) -> None:
         table.whole()
     if any(table.scale > 1 for table in tables):
         raise InputError(
-            f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger --max-texts"
+            f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger {option('max_texts')}"
         )
 
 

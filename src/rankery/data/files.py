@@ -109,6 +109,17 @@ def check_writable(file: Path) -> None:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of the system inside, such as a full disk, name the file that was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which then takes the name `path`; nothing is left after an error, no folder either. Packed where the name
     ends in .gz.
@@ -148,7 +159,7 @@ def text_hash(*texts: str) -> int:
 
 def mix(keys: np.ndarray, seed: int) -> np.ndarray:
     """Seeded permutation of uint64 keys, [P] -> [P]: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (seed + 1) % 2**64)
+    mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15 * (int(seed) + 1) % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -15,18 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankery.arguments import checked
 from rankery.config import TrainConfig
 from rankery.data.files import content_digest, expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.distilling.launched import check_processes, score_launched, train_launched
-from rankery.distilling.measured import HeldOut, Measured, comparison, measure, plain
+from rankery.distilling.measured import KEPT, HeldOut, Measured, comparison, measure, plain
 from rankery.distilling.parts import write_whole
 from rankery.distilling.score import check_prompts, check_shares, open_teachers
 from rankery.distilling.store import teacher_digest
 from rankery.distilling.students import STUDENTS, check_students, student_configs
 from rankery.distilling.teacher import Teacher, fingerprint, score_file
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.evaluation.baselines import bm25_scores, random_scores
+from rankery.evaluation.information import constant_value, why_constant
+from rankery.evaluation.runs import pairs_of
 from rankery.locks import LOCK_FILE, FolderLock
 from rankery.models.folders import CONTRACT_FILE
 from rankery.models.opening import check_model
@@ -37,6 +40,7 @@ from rankery.training.run import train
 SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
 
 
+@checked
 def distil(
     teacher: str | Path | Sequence[str | Path] | None,
     student: str | Path,
@@ -178,9 +182,11 @@ def _check_source(teachers: Sequence[str | Path], scores: object, prompt: object
         InputError: it is not.
     """
     if not teachers and not scores:
-        raise InputError("neither a teacher nor scores are given; expected --teacher, or --scores with a file of them")
+        raise InputError(
+            f"neither a teacher nor scores are given; expected {option('teacher')}, or {option('scores')} with a file of them"
+        )
     if prompt and not teachers:
-        raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name --teacher")
+        raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name {option('teacher')}")
     if store and scores:
         raise InputError(f"store is {store}, but the scores are given; leave one of them out")
 
@@ -189,13 +195,20 @@ def _check_relevant(held_out: HeldOut, val: str | Path | Sequence[str | Path]) -
     """Whether held-out queries can tell systems apart.
 
     Raises:
-        InputError: no document of any is relevant.
+        InputError: no document of any is relevant, or every order of them is worth the same.
     """
     above = held_out.min_label if held_out.relevant_above is None else held_out.relevant_above
     if not any(max(record.labels) > above for record in held_out.records):
         raise InputError(
             f"{', '.join(map(str, expand_paths(val)))}: no document has a label above {above:g}, so no system could find "
             "a relevant one; expected at least one"
+        )
+    pairs = pairs_of(held_out.records)
+    value = constant_value(pairs, KEPT, min_label=held_out.min_label, relevant_above=held_out.relevant_above)
+    if value is not None:
+        raise InputError(
+            f"{', '.join(map(str, expand_paths(val)))}: {KEPT} is {value:.4f} whatever the order of the documents, so no system could be "
+            f"better than another: {why_constant(pairs, above)}"
         )
 
 

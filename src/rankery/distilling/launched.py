@@ -19,6 +19,7 @@ from rankery.config import TrainConfig, dump_config
 from rankery.errors import InputError, check_whole
 from rankery.launcher import launch
 from rankery.models.folders import write_whole
+from rankery.processes import check_count
 
 
 def check_processes(processes: int) -> None:
@@ -28,6 +29,7 @@ def check_processes(processes: int) -> None:
         InputError: fewer than one, or a launcher runs this already.
     """
     check_whole("processes", processes)
+    check_count(processes)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1:
         raise InputError(

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rankery.data.files import named
+from rankery.evaluation.information import judgements_note, orders_nothing
 from rankery.evaluation.inputs import Texts
 from rankery.evaluation.measures import Measured, measure_runs
 from rankery.evaluation.metrics import kendall
@@ -51,6 +53,8 @@ class Comparison:
     kendall: dict[int, float] = field(default_factory=dict)
     slices: list[Slice] = field(default_factory=list)
     unanswered: int = 0  # queries without a relevant document
+    flat: list[int] = field(default_factory=list)  # systems that give documents of a query (nearly) one score
+    judgements_note: str = ""  # what these judgements cannot say
     texts: Texts = field(default_factory=Texts)
     qrels: TrecFile | None = None
     runs: list[TrecFile] = field(default_factory=list)
@@ -104,6 +108,10 @@ def compare(
         names, list(systems), reference, list(measures), measured, intervals, differences, level, scored,
         texts=given.texts, qrels=qrels, runs=runs, judgements_given=is_own, min_label=given.min_label,
     )  # fmt: skip
+    result.flat = [i for i in range(len(systems)) if _is_flat(i, measured, given, scored)]
+    result.judgements_note = judgements_note(
+        measured.candidates, measured.hits, measured.varied, _relevant_above(question, given) if level else None
+    )
     result.unanswered = int((measured.relevant == 0).sum()) if level else 0
     if given.candidates is not None:
         result.kendall = _kendalls(question, given, scored)
@@ -115,13 +123,25 @@ def compare(
     return result
 
 
+def _is_flat(system: int, measured: Measured, given: Given, scored: dict[int, Scored]) -> bool:
+    """Whether a system orders nothing; of a run from elsewhere only equal scores say so, whose scale may be any."""
+    if system in scored:
+        assert given.candidates is not None
+        return orders_nothing(scored[system].scores, given.candidates.pairs.query)
+    return bool(measured.flat[system])
+
+
+def _relevant_above(question: Question, given: Given) -> float:
+    return given.min_label if question.relevant_above is None else question.relevant_above
+
+
 def _write_judgements(file: Path, given: Given) -> None:
     """TREC judgements whose relevance begins at min_label: of JSONL, or of the user's own."""
     if given.qrels is None:
         assert given.candidates is not None
         write_qrels(file, given.candidates.pairs, given.min_label)
         return
-    with file.open("w", encoding="utf-8") as lines:
+    with named(file), file.open("w", encoding="utf-8") as lines:
         for query in given.qrels:
             for document, value in given.qrels[query].items():
                 lines.write(f"{query} 0 {document} {max(0, int(value - given.min_label))}\n")

@@ -52,6 +52,9 @@ class Measured:
     place: np.ndarray  # [S, Q] of the best relevant document in the run; NaN where it has none
     tied: np.ndarray  # [S] queries with scores that are equal in float32, as trec_eval reads them
     sample: list[tuple[np.ndarray, np.ndarray]]  # of each run (scores, whether relevant) of some pairs
+    hits: np.ndarray  # [S, Q] relevant documents in the run
+    varied: np.ndarray  # [S, Q] whether its documents differ in relevance, so that their order matters
+    flat: np.ndarray  # [S] whether all queries with several documents have one score, in float32
 
 
 def wanted(names: Sequence[str], level: int = 1, min_label: float = 0.0) -> dict[str, Any]:
@@ -128,6 +131,8 @@ def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, 
     candidates: np.ndarray = np.zeros((len(runs), len(queries)), np.int64)
     relevant: np.ndarray = np.zeros(len(queries), np.int64)
     places = np.full((len(runs), len(queries)), np.nan)
+    hits, varied = np.zeros_like(candidates), np.zeros(candidates.shape, bool)
+    flat: np.ndarray = np.ones(len(runs), bool)
     tied: np.ndarray = np.zeros(len(runs), np.int64)
     samples = [_Sample(run.lines) for run in runs]
     for judged in _chunks(qrels, runs):
@@ -141,9 +146,16 @@ def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, 
             for query, scores in ranked.items():
                 candidates[i, place[query]] = len(scores)
                 places[i, place[query]] = _place(scores, judged[query], level)
-                tied[i] += _single(scores) < len(scores)
+                grades = [judged[query].get(document, 0) for document in scores]
+                hits[i, place[query]] = sum(grade >= level for grade in grades)
+                varied[i, place[query]] = len({max(grade, 0) for grade in grades}) > 1
+                single = _single(scores)
+                tied[i] += single < len(scores)
+                flat[i] &= single == 1
                 samples[i].add(query, scores, judged[query], level)
-    return Measured(queries, values, candidates, relevant, places, tied, [sample.arrays() for sample in samples])
+    flat &= candidates.max(1, initial=0) > 1
+    sampled = [sample.arrays() for sample in samples]
+    return Measured(queries, values, candidates, relevant, places, tied, sampled, hits, varied, flat)
 
 
 def _chunks(qrels: TrecFile, runs: Sequence[TrecFile]) -> Iterator[dict[str, dict[str, int]]]:

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from rankery.data.encoding import EncodedPairs
-from rankery.data.files import mix, text_hash
-from rankery.data.records import QueryRecord, pair_place
+from rankery.data.files import mix, named, text_hash
+from rankery.data.records import QueryRecord
 from rankery.errors import InputError
 
 # trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores.
@@ -128,21 +128,6 @@ def distinct_scores(sorted_scores: np.ndarray) -> np.ndarray:
     return np.where(place < 0, -magnitude, magnitude)
 
 
-def check_finite(scores: np.ndarray, records: Sequence[QueryRecord], scorer: object, shared: bool = True) -> None:
-    """Whether all scores [P] of the records' pairs are numbers. `shared`: all processes have these scores.
-
-    Raises:
-        InputError: some are not, with the place of the first.
-    """
-    odd = np.flatnonzero(~np.isfinite(scores))
-    if len(odd):
-        raise InputError(
-            f"{len(odd):,} of {len(scores):,} scores of {scorer} are not finite, the first at {pair_place(records, int(odd[0]))}; look "
-            "at these texts, else at the model's weights; a model in float16 may want bfloat16 or float32 (--dtype)",
-            shared=shared,
-        )
-
-
 def gains(pairs: EvaluationPairs, min_label: float = 0.0) -> Gains:
     """Integer gains for qrels, nDCG and thresholds.
 
@@ -178,7 +163,7 @@ def write_run(
     scores = np.asarray(scores)
     names = names or Names(Numbered("q"), Numbered("d"))
     order = rank(scores, pairs.key, seed, pairs.query)
-    with path.open("w", encoding="utf-8") as file:
+    with named(path), path.open("w", encoding="utf-8") as file:
         for query, of_query in _by_query(pairs.query, order):
             written = distinct_scores(scores[of_query])
             for position, (pair, score) in enumerate(zip(of_query.tolist(), written, strict=True), 1):
@@ -189,7 +174,7 @@ def write_run(
 def write_qrels(path: Path, pairs: EvaluationPairs, min_label: float = 0.0) -> None:
     """TREC qrels file, `q0 0 d3 1` a line, with `gains` as relevance, so that it counts from 1; every pair is judged."""
     gain = gains(pairs, min_label).gain
-    with path.open("w", encoding="ascii") as file:
+    with named(path), path.open("w", encoding="ascii") as file:
         for pair, (query, relevance) in enumerate(zip(pairs.query.tolist(), gain.tolist(), strict=True)):
             file.write(f"q{query} 0 d{pair} {relevance}\n")
 

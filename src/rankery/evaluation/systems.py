@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from rankery.errors import InputError
+from rankery.data.finite import check_finite
+from rankery.data.records import pair_place
+from rankery.errors import InputError, option
 from rankery.evaluation.inputs import Candidates
-from rankery.evaluation.runs import check_finite
 from rankery.processes import Group, own_device
 
 Kind = Literal["model", "baseline", "run"]
@@ -51,7 +53,7 @@ def names_of(systems: Sequence[System]) -> list[str]:
         InputError: the same system twice.
     """
     if len(set(systems)) < len(systems):
-        twice = sorted({f"--{s.kind} {s.value}" for s in systems if systems.count(s) > 1})
+        twice = sorted({f"{option(s.kind)} {s.value}" for s in systems if systems.count(s) > 1})
         raise InputError([f"{name} is there twice; expected each system once" for name in twice])
     parts = [_parts(system) for system in systems]
     names: list[str] = []
@@ -59,7 +61,7 @@ def names_of(systems: Sequence[System]) -> list[str]:
         others = [other for other in parts if other != own]
         size = next((n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)), len(own))
         names.append("/".join(own[-size:]))
-    names = [f"cosine of {name}" if _is_cosine(system) else name for name, system in zip(names, systems, strict=True)]
+    names = [f"cosine of {name}" if is_cosine(system) else name for name, system in zip(names, systems, strict=True)]
     kinds = [name if names.count(name) == 1 else f"{name} ({s.kind})" for name, s in zip(names, systems, strict=True)]
     return [name if kinds.count(name) == 1 else s.value for name, s in zip(kinds, systems, strict=True)]
 
@@ -79,13 +81,13 @@ def score_system(
     else:
         found = Scored(np.zeros(len(candidates.pairs), np.float32), 0.0)
         if group.process == 0:
-            found = _score_baseline(system.value, candidates, seed, options.get("device"))
+            found = _score_baseline(system.value, candidates, seed, options)
         found = replace(found, scores=group.add_up(found.scores))
-    check_finite(found.scores, candidates.records, system.value)
+    check_finite(found.scores, partial(pair_place, candidates.records), system.value, shared=True)
     return found
 
 
-def _score_baseline(value: str, candidates: Candidates, seed: int, device: str | None) -> Scored:
+def _score_baseline(value: str, candidates: Candidates, seed: int, options: dict[str, Any]) -> Scored:
     from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
 
     begun = time.monotonic()
@@ -93,9 +95,9 @@ def _score_baseline(value: str, candidates: Candidates, seed: int, device: str |
         return Scored(random_scores(candidates.records, seed), time.monotonic() - begun)
     if value == "bm25":
         return Scored(bm25_scores(candidates.records), time.monotonic() - begun)
-    from rankery.evaluation.retrieval import MeanEncoder
+    from rankery.evaluation.retrieval import DenseEncoder
 
-    encoder = MeanEncoder(value, device=own_device(device))
+    encoder = DenseEncoder(value, device=own_device(options.get("device")), dtype=options.get("dtype"))
     begun = time.monotonic()
     scores = cosine_scores(candidates.records, encoder)
     return Scored(scores, time.monotonic() - begun, *_size(encoder.model))
@@ -113,7 +115,10 @@ def _score_model(model: str, candidates: Candidates, group: Group, options: dict
     own = [texts[i] for i in mine.tolist()]
     group.meet()
     begun = time.monotonic()
-    logits = reranker.compute_score(own, show_progress=group.process == 0 and sys.stderr.isatty(), **scoring)
+    shown = group.process == 0 and sys.stderr.isatty()
+    logits = reranker.compute_score(
+        own, show_progress=shown, finite=False, **scoring
+    )  # all processes tell of it together
     scores: np.ndarray = np.zeros(len(texts), np.float32)
     scores[mine] = reranker.rank_scores(logits).numpy()
     scores = group.add_up(scores)
@@ -131,14 +136,16 @@ def _share(pairs: int, group: Group) -> np.ndarray:
 
 def _cut(pairs: Sequence[tuple[str, str]], reranker: Any, max_length: int | None) -> np.ndarray:
     """Whether truncation takes tokens from a pair, [pairs] bool."""
-    from rankery.data.template import tokenize
+    from rankery.data.tokens import text_ids
 
     template = reranker.template
     template = replace(template, max_len=max_length) if max_length else template
     tokens: list[np.ndarray] = []
-    for i, shown in enumerate((template.format_query, template.format_document)):
+    kinds: tuple[Literal["query", "document"], ...] = ("query", "document")
+    for i, kind in enumerate(kinds):
         counts = dict.fromkeys((pair[i] for pair in pairs), 0)
-        for text, ids in zip(counts, tokenize(reranker.tokenizer, [shown(text) for text in counts]), strict=True):
+        found = text_ids(reranker.tokenizer, template, kind, list(counts), template.room + 1)
+        for text, ids in zip(counts, found, strict=True):
             counts[text] = len(ids)
         tokens.append(np.array([counts[pair[i]] for pair in pairs], np.int64))
     return tokens[0] + tokens[1] > template.room
@@ -165,7 +172,7 @@ def _size(model: Any) -> tuple[int, float]:
 
 def _parts(system: System) -> list[str]:
     """A path's parts; of a run file without its endings."""
-    if system.kind == "baseline" and not _is_cosine(system):
+    if system.kind == "baseline" and not is_cosine(system):
         return ["BM25" if system.value == "bm25" else "random order"]
     parts = [part for part in Path(system.value).parts if part != "/"] or [system.value]
     if system.kind == "run":
@@ -175,5 +182,5 @@ def _parts(system: System) -> list[str]:
     return parts
 
 
-def _is_cosine(system: System) -> bool:
+def is_cosine(system: System) -> bool:
     return system.kind == "baseline" and system.value not in ("random", "bm25")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankery.errors import InputError
+from rankery.errors import InputError, shown
 from rankery.models.contract_schema import DIGEST, digest_of
 from rankery.models.folders import CONTRACT_FILE, STATE_FILE, write_whole
 from rankery.models.scorer import expected_grade
@@ -76,6 +76,9 @@ def check_scale(calibration: Calibration | None, calibrated: bool, normalize: bo
     Raises:
         InputError: they are to be two things, or probabilities of a model without a calibration.
     """
+    for name, value in (("normalize", normalize), ("calibrated", calibrated)):
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name} is {shown(value)}; expected True or False")
     if calibrated and normalize:
         raise InputError("normalize and calibrated are both set; expected one: a sigmoid, or a measured probability")
     if calibrated and calibration is None:

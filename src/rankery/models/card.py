@@ -14,29 +14,35 @@ if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
 
 
+LITERAL = "Where a query or document spells control tokens, rankery reads them as any text (`special_tokens_in_text: literal`); "
+
+
 @dataclass(frozen=True)
-class Before:
-    """What training started from: its validation metrics (none without validation data), whether its head was random."""
+class Outcome:
+    """What training made of what it started from: validation metrics of both (none without validation data), the one that the
+    verdict is by (None: all would be the same whatever the model), and whether the head was random before."""
 
-    metrics: dict[str, float]
+    before: dict[str, float]
+    after: dict[str, float]
+    judged_by: str | None
     new_head: bool
+    is_flat: bool = False  # the model gives documents of a query (nearly) one score
 
 
-def model_card(
-    config: TrainConfig, reranker: Reranker, before: Before, after: dict[str, float], step: int, data: str
-) -> str:
+def model_card(config: TrainConfig, reranker: Reranker, outcome: Outcome, step: int, data: str) -> str:
     """Markdown with the metadata block that model hubs read.
 
     Args:
-        before: what training started from.
-        after: validation metrics of the model; empty without validation data.
+        config: of the training.
+        reranker: the model.
+        outcome: what the training brought.
+        step: that the model is of.
         data: the summary of the data sets.
     """
-    rows = "\n".join(
-        f"| {key} | {before.metrics.get(key, math.nan):.4f} | {value:.4f} |" for key, value in after.items()
-    )
+    before, after = outcome.before, outcome.after
+    rows = "\n".join(f"| {key} | {before.get(key, math.nan):.4f} | {value:.4f} |" for key, value in after.items())
     table = f"| metric on {config.val_dataset} | before training | after |\n|---|---|---|\n{rows}\n\n" if after else ""
-    table += f"{verdict(config, before, after)}."
+    table += f"{verdict(outcome)}."
     base = config.model_name_or_path
     on_hub = None if Path(base).expanduser().exists() else base  # a hub takes no path of somebody's disk
     shown = (
@@ -69,15 +75,24 @@ def model_card(
     )
 
 
-def verdict(config: TrainConfig, before: Before, after: dict[str, float]) -> str:
-    """Whether training has made the model better, by the metric that chose it (nDCG@10 where none did)."""
-    if not (before.metrics and after):
+def verdict(outcome: Outcome) -> str:
+    """Whether training has made the model better, by the metric that judges it; a model that orders nothing is called that."""
+    if outcome.is_flat:
+        return (
+            "The model orders NOTHING: it gives all documents of a query (nearly) one score; keep what you had, and try a smaller "
+            "lr, more data or another loss_type"
+        )
+    if not (outcome.before and outcome.after):
         return "Without val_dataset nobody has measured whether the model is better than what it started from"
-    name = config.best_metric if config.best_metric not in (None, "auto") else "nDCG@10"
-    assert name is not None
-    old, new = before.metrics[name], after[name]
+    name = outcome.judged_by
+    if name is None:
+        return (
+            "The validation data cannot say whether the model is better than what it started from: every order of its documents is "
+            "worth the same, and the loss finds nothing to learn there"
+        )
+    old, new = outcome.before[name], outcome.after[name]
     better = new < old if name == "loss" else new > old
-    start = "what it started from" + (", which had a new head and ordered by chance" if before.new_head else "")
+    start = "what it started from" + (", which had a new head and ordered by chance" if outcome.new_head else "")
     advice = "" if better else "; keep what you had, or try another lr, more epochs or more data"
     return f"The model is {'better' if better else 'NOT better'} than {start}: {name} {old:.4f} before training, {new:.4f} after{advice}"
 
@@ -119,6 +134,10 @@ def _encoder_elsewhere(reranker: Reranker) -> str:
         if plain
         else f" Give them the query as `{template.query_format}` and the document as `{template.document_format}`."
     )
+    if template.document_first:
+        formatted += " The document is the first text of the pair, the query the second."
+    if template.special_tokens_in_text == "literal":
+        formatted += f"\n{LITERAL}other programs read them as control tokens."
     return (
         "transformers (AutoModelForSequenceClassification) and sentence-transformers (CrossEncoder) give the same\n"
         f"logits for pairs within that length; of longer ones they cut the longer text first, whichever it is.{formatted}"
@@ -128,12 +147,15 @@ def _encoder_elsewhere(reranker: Reranker) -> str:
 def _decoder_elsewhere(reranker: LLMDecoder) -> str:
     """Code that scores with transformers alone; the pieces are tokenised apart, as in training."""
     prompt, template = reranker.prompt, reranker.template
-    pieces = ", ".join(
-        [
-            f"{prompt.query_format!r}.replace('{{}}', 'my query')", repr(prompt.seq),
-            f"{prompt.document_format!r}.replace('{{}}', 'one document')", repr(prompt.special_token),
-        ]
-    )  # fmt: skip
+    texts = [
+        f"{prompt.query_format!r}.replace('{{}}', 'my query')",
+        f"{prompt.document_format!r}.replace('{{}}', 'one document')",
+    ]
+    first, second = reversed(texts) if prompt.document_first else texts
+    pieces = ", ".join([first, repr(prompt.seq), second, repr(prompt.special_token)])
+    literally = (
+        f" {LITERAL}these lines read them as control tokens." if template.special_tokens_in_text == "literal" else ""
+    )
     if reranker.reading.head == "score":
         auto, read = "AutoModelForSequenceClassification", "print(float(model(ids).logits[0, 0]))"
     else:
@@ -154,5 +176,5 @@ ids = torch.tensor([ids])
 {read}
 ```
 
-{"The score is the logit of the next token" if reranker.reading.head == "yes_no" else "The score is read at the last token"}.
+{"The score is the logit of the next token" if reranker.reading.head == "yes_no" else "The score is read at the last token"}.{literally}
 """

@@ -62,8 +62,8 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    except OSError as error:  # of a full disk names no file, and others the one aside
+        raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
 

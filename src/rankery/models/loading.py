@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that w
 # Arguments of transformers' from_pretrained: fp32, and weights that do not fit are reported to `new_weights`, not raised.
 REPORTED: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
 EXPECTED = "expected a folder with config.json, model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
+NO_LAYER = r"(?!.*\.\d+\.).*"  # names of modules that are in no numbered layer
 ALIGNED_BYTES = 64  # as torch's own allocations
 # What the families call their dropout.
 DROPOUT_NAMES = {
@@ -253,8 +254,9 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     return dtype
 
 
-def four_bit(wanted: bool) -> dict[str, Any]:
-    """Arguments of transformers' from_pretrained that keep linear layers in 4 bits (NF4, Dettmers et al. 2023).
+def four_bit(wanted: bool, device: torch.device) -> dict[str, Any]:
+    """Arguments of transformers' from_pretrained that keep the linear layers of a model's layers in 4 bits (NF4, Dettmers et al.
+    2023), made on their device. What stands in no numbered layer, heads and poolers, stays whole: it is small, and trained.
 
     Raises:
         InputError: bitsandbytes is not installed.
@@ -266,8 +268,10 @@ def four_bit(wanted: bool) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     computed = torch.bfloat16 if computes_bf16() else torch.float32
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
-    return {"quantization_config": settings}
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed, llm_int8_skip_modules=[NO_LAYER]
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def placed(model: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
@@ -276,7 +280,13 @@ def placed(model: Any, device: torch.device | None, dtype: torch.dtype | None) -
     Weights that a file maps into memory are copied out of it: how matrix products round depends on where in memory their
     factors begin, so a resumed run would not be the uninterrupted one, bit for bit. Buffers keep theirs too, as transformers loads them: rotary frequencies in bf16 put far tokens in wrong places.
     """
-    if dtype is not None and not getattr(model, "is_loaded_in_4bit", False):
+    if getattr(model, "is_loaded_in_4bit", False):
+        for module in model.modules():
+            # On some CPUs bitsandbytes would lay weights out anew in the first pass that scores: only of sizes that 64 divides,
+            # not for several threads at once, and never to be trained again.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    elif dtype is not None:
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)

@@ -47,10 +47,11 @@ def start_engine(config: TrainConfig) -> Engine:
     if problems:
         raise InputError(problems, shared=True)
     kind, asked = asked_kind(), asked_processes()
-    if config.load_in_4bit and (kind not in ("single", "ddp") or not devices):
-        reason = f"{kind} cannot shard 4-bit weights" if devices else "bitsandbytes computes no gradients on CPUs"
-        fix = "use one process or ddp, on accelerators, or leave it out (scoring in 4 bits works on CPUs too)"
-        raise InputError(f"load_in_4bit is true, but {reason}; {fix}", shared=True)
+    if config.load_in_4bit and kind not in ("single", "ddp"):
+        raise InputError(
+            f"load_in_4bit is true, but {kind} cannot shard 4-bit weights; use one process or ddp, or leave it out",
+            shared=True,
+        )
     if not devices and kind not in ("single", "ddp"):
         shard_on_cpu(kind)
     end_with_parent()

@@ -14,6 +14,7 @@ from typing import Any
 from rankery.errors import InputError
 from rankery.report.charts import Line, line_chart
 from rankery.report.page import Html, columns
+from rankery.training.criterion import wanted_metric
 from rankery.training.output import RUN_FILE, read_run
 from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, damaged_lines, read_rows
 
@@ -37,8 +38,12 @@ class History:
 
     name: str
     folder: Path
-    config: dict[str, Any]
+    run: dict[str, Any]  # run.json
     rows: list[dict[str, Any]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.run["config"]
 
     def line(self, key: str, name: str) -> Line:
         """The curve of a key over steps."""
@@ -56,14 +61,15 @@ class History:
         return [row for row in self.rows if any(key.startswith(VALIDATION) for key in row)]
 
     def final(self) -> dict[str, float]:
-        """Validation metrics of the model that the run keeps: the best by best_metric, else the last; empty without any."""
+        """Validation metrics of the model that the run keeps: the first of the best by what chose it, else the last; empty without
+        any."""
         after = [row for row in self.evaluations() if row["step"] > 0]
         if not after:
             return {}
-        wanted = self.config.get("best_metric", "auto")
-        name = "nDCG@10" if wanted == "auto" else wanted
-        sign = -1 if name == "loss" else 1
+        # Runs of an older rankery do not say what chose.
+        name = self.run.get("chosen_by", wanted_metric(self.config.get("best_metric", "auto")))
         measured = [row for row in after if f"{VALIDATION}{name}" in row]
+        sign = -1 if name == "loss" else 1
         chosen = max(measured, key=lambda row: sign * row[f"{VALIDATION}{name}"]) if measured else after[-1]
         return {key.removeprefix(VALIDATION): chosen[key] for key in chosen if key.startswith(VALIDATION)}
 
@@ -97,7 +103,7 @@ def read_history(folder: Path, name: str) -> History:
                 for file, lines in damaged
             ]
         )
-    return History(name, folder, run["config"], [row for file in files for row in read_rows(file)])
+    return History(name, folder, run, [row for file in files for row in read_rows(file)])
 
 
 def own_curves(history: History) -> Html:

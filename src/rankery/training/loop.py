@@ -15,28 +15,34 @@ import torch
 
 from rankery.data.collate import Work
 from rankery.errors import attempt
-from rankery.models.card import Before, model_card, verdict
+from rankery.models.card import Outcome as Result
+from rankery.models.card import model_card, verdict
 from rankery.models.contract import add_golden, write_model_directory
 from rankery.models.folders import remove
 from rankery.models.loading import new_head
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
 from rankery.training import checkpoint, output, published
+from rankery.training.criterion import is_better
 from rankery.training.describe import describe
 from rankery.training.optim import lr_factor, set_lr
 from rankery.training.report import write_report
 from rankery.training.run import Run
 from rankery.training.step import Outcome, settle, step_batches, stop_all, train_step
 from rankery.training.tracking import Progress, Tracker
-from rankery.training.validation import evaluate
+from rankery.training.validation import evaluate, is_flat
 
 SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def fit(run: Run) -> Path:
     """Trains to the end; returns the folder of the final model."""
-    config, state = run.config, {**checkpoint.FRESH, **run.start}
+    config, state = run.config, {**checkpoint.FRESH, "is_flat": False, "best_is_flat": False, **run.start}
     run.say(describe(run))
+    if run.criterion.note:
+        run.say(run.criterion.note)
+    if run.criterion.selects is None:  # also of a run that was begun when a metric that cannot vary chose
+        state.update(best=None, best_step=0, best_metrics={}, worse_evaluations=0)
     if state["step"]:
         run.say(f"resumed after step {state['step']}")
     tracker = None
@@ -49,7 +55,7 @@ def fit(run: Run) -> Path:
     progress, running = Progress(run, state["step"]), deque[Outcome]()
     for number, batches in _steps(run, state["step"]):
         if _stopped_early(run, state):
-            run.say(f"stopped early: no better {_best_metric(run)} in {config.patience} evaluations")
+            run.say(f"stopped early: no better {run.criterion.selects} in {config.patience} evaluations")
             break
         set_lr(run.optimizer, lr_factor(state["updates"] + len(running), run.steps, config.warmup_proportion))
         running.append(train_step(run, number, batches))
@@ -70,7 +76,7 @@ def fit(run: Run) -> Path:
     folder = _finish(run, state)
     if tracker is not None:
         tracker.close()
-        write_report(run, state)
+        write_report(run, state, result(run, state))
     return folder
 
 
@@ -104,12 +110,6 @@ def _settle(run: Run, state: dict[str, Any], outcome: Outcome, progress: Progres
     return norm
 
 
-def _best_metric(run: Run) -> str | None:
-    if run.val_data is None:
-        return None
-    return "nDCG@10" if run.config.best_metric == "auto" else run.config.best_metric
-
-
 def _stopped_early(run: Run, state: dict[str, Any]) -> bool:
     return run.config.patience is not None and state["worse_evaluations"] >= run.config.patience
 
@@ -130,25 +130,28 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     assert run.val_data is not None
     config = run.config
     try:
-        metrics = evaluate(
+        metrics, flat = evaluate(
             run.engine, run.model, run.val_data, run.objective, run.plan.budget, run.reranker.layout, config
         )
     except torch.OutOfMemoryError:  # sharded: the others wait inside a collective call
         stop_all(run)
         raise
-    state["metrics"] = metrics
+    state.update(metrics=metrics, is_flat=flat)
     run.say(f"step {state['step']}: validation " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     if tracker is not None:
         tracker.log(state["step"], {f"val/{key}": value for key, value in metrics.items()})
     if state["step"] == 0:
         state.update(metrics_before=metrics, new_head=bool(new_head(run.reranker.model)))
         return
-    name = _best_metric(run)
+    if flat:
+        run.say("note: the model orders nothing now: it gives all documents of a query (nearly) one score")
+    name = run.criterion.selects
     if name is None:
         return
-    value = -metrics[name] if name == "loss" else metrics[name]
-    if state["best"] is None or value > state["best"]:
-        state.update(best=value, best_step=state["step"], best_metrics=metrics, worse_evaluations=0)
+    if not state["best_step"] or is_better(name, metrics, state["best_metrics"]):
+        state.update(
+            best=metrics[name], best_step=state["step"], best_metrics=metrics, best_is_flat=flat, worse_evaluations=0
+        )
         state["best_files"] = _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
         # A run that is killed now goes on from the newest checkpoint, with the best model that this one names.
         run.engine.on_main(
@@ -158,13 +161,21 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
         state["worse_evaluations"] += 1
 
 
-def _before(state: dict[str, Any]) -> Before:
-    return Before(state["metrics_before"], state["new_head"])
+def result(run: Run, state: dict[str, Any], of_best: bool = True) -> Result:
+    """What the training has brought so far: of the best model, where one was chosen, or of the last."""
+    prefix = "best_" if of_best and state["best_step"] else ""
+    return Result(
+        state["metrics_before"],
+        state[f"{prefix}metrics"],
+        run.criterion.judges,
+        state["new_head"],
+        state[f"{prefix}is_flat"],
+    )
 
 
 def _card(run: Run, state: dict[str, Any]) -> str:
     def whole() -> str:
-        return model_card(run.config, run.reranker, _before(state), state["metrics"], state["step"], run.summary)
+        return model_card(run.config, run.reranker, result(run, state, of_best=False), state["step"], run.summary)
 
     return attempt("the card of the model could not be written", whole, "")
 
@@ -217,7 +228,9 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
     """
     target, checkpoints, engine = run.folder / "model", run.folder / "checkpoints", run.engine
     best, last = checkpoints / f"best_{state['best_step']}", checkpoints / f"last_{state['step']}"
-    source, which, metrics = best, f"the best by {_best_metric(run)}, of step", state["best_metrics"]
+    source, which = best, f"the best by {run.criterion.selects}, of step"
+    if run.val_data is None:
+        state["is_flat"] = _is_flat_unseen(run)
     files, kept = state["best_files"], set()
     if problem := engine.on_main(lambda: published.not_whole(best, files)):
         if engine.on_main(lambda: published.is_finished(run.folder, (best.name, last.name), _format(run))):
@@ -228,16 +241,26 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
             run.say(f"note: {best} {problem}; the last model is saved instead")
             kept.add(state["best_step"])
             state["best_step"] = 0
-        source, which, metrics = last, "of the last step,", state["metrics"]
+        source, which = last, "of the last step,"
         files = _write_model(run, state, last)
     engine.on_main(lambda: _write_final(run, source, files, kept))
     run.say(f"model ({which} {source.name.split('_')[1]}): {target}")
-    before = _before(state)
-    if before.metrics and metrics:
-        changes = [f"{key} {before.metrics[key]:.4f} -> {value:.4f}" for key, value in metrics.items()]
+    brought = result(run, state)
+    if brought.before and brought.after:
+        changes = [f"{key} {brought.before[key]:.4f} -> {value:.4f}" for key, value in brought.after.items()]
         run.say(f"validation before training -> after: {', '.join(changes)}")
-    run.say(verdict(run.config, before, metrics))
+    run.say(verdict(brought))
     return target
+
+
+def _is_flat_unseen(run: Run) -> bool:
+    """Whether the last model orders nothing, by a sample of what it learnt from: no validation data has told."""
+
+    def look() -> bool:
+        layout, labels = run.reranker.layout, run.config.num_labels
+        return is_flat(run.engine, run.model, run.train_data, run.plan.budget, layout, labels)
+
+    return attempt("whether the model orders anything could not be looked at", look, False)
 
 
 def _format(run: Run) -> int:

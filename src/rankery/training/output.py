@@ -211,7 +211,14 @@ def lock_run(config: TrainConfig, lock: FolderLock) -> None:
         lock.take()
 
 
-def claim(config: TrainConfig, data_keys: dict[str, str], batch: int, lock: FolderLock) -> dict[str, Any]:
+def claim(
+    config: TrainConfig,
+    data_keys: dict[str, str],
+    batch: int,
+    lock: FolderLock,
+    chosen_by: str | None = None,
+    val_digest: str | None = None,
+) -> dict[str, Any]:
     """Makes the folder ours: removes an old run when told to, writes run.json and config.yaml; returns run.json.
 
     Args:
@@ -219,12 +226,14 @@ def claim(config: TrainConfig, data_keys: dict[str, str], batch: int, lock: Fold
         data_keys: names of the tokenised data, by split.
         batch: pairs a step.
         lock: of the folder.
+        chosen_by: metric whose best model is kept; None: the last is.
+        val_digest: of the validation files, whatever tokenised them.
 
     Raises:
         InputError: a resumed run whose data or number of pairs a step changed; another run that began there meanwhile.
     """
     folder = Path(config.output_dir)
-    if not lock.is_held:
+    if not lock.is_taken:
         folder.mkdir(parents=True, exist_ok=True)
         lock.take()
         if (folder / RUN_FILE).exists():
@@ -253,6 +262,8 @@ def claim(config: TrainConfig, data_keys: dict[str, str], batch: int, lock: Fold
             "run_id": uuid.uuid4().hex[:12],
             "data": list(data_keys.values()),
             "batch": batch,
+            "chosen_by": chosen_by,
+            "val_digest": val_digest,
             "config": own.model_dump(),
         }
         write_whole(folder / RUN_FILE, sealed(run))  # from here on the folder is ours

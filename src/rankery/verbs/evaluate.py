@@ -31,6 +31,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     data.add_argument("--documents", metavar="FILE", help="texts of documents, in the same form")
     parser.add_argument("--output", metavar="DIR", help="folder for metrics.json, queries.csv, report.html, TREC files")
+    parser.add_argument("--overwrite", action="store_true", help="replace files there that no evaluation wrote")
     parser.add_argument(
         "--measures", metavar="NAMES", help='by ir-measures\' names: "nDCG@10 RR@10 AP P(rel=2)@5 R@20"'
     )
@@ -83,6 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
         ),
         output=Path(arguments.output) if arguments.output else None,
+        overwrite=arguments.overwrite,
         group=joined(),
         device=arguments.device,
         dtype=arguments.dtype,
