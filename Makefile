@@ -59,6 +59,7 @@ bench-all: bench ## the other benchmarks that need no data but what they make (h
 	$(BIN)/python benchmarks/memory.py --pairs 1000 10000 100000 1000000 --steps 50
 	$(BIN)/python benchmarks/group_memory.py
 	$(BIN)/python benchmarks/check.py
+	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/mine.py speed
 	$(BIN)/python benchmarks/evaluate.py
 

@@ -57,6 +57,7 @@ SIZES: dict[int, tuple[str, ...]] = {
     64: ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "hidden_dim", "d_inner", "ffn_hidden_size",
          "shared_expert_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp"),
 }  # fmt: skip
+MAY_BE_NONE = ("vocab_size", "head_dim", "num_key_value_heads", "num_experts_per_tok")  # by default
 IDS = {
     "pad_token_id": 0,
     "bos_token_id": 2,
@@ -92,11 +93,14 @@ def tiny_config(kind: str) -> Any:
 
     cls = CONFIG_MAPPING[kind]
     defaults = cls().to_dict()
-    sizes = {name: size for size, names in SIZES.items() for name in names if isinstance(defaults.get(name), int)}
+    sizes = {
+        name: size
+        for size, names in SIZES.items()
+        for name in names
+        if isinstance(defaults.get(name), int) or (name in MAY_BE_NONE and name in defaults)
+    }
     if kind in ("albert", "electra"):
         sizes["embedding_size"] = 16
-    if "vocab_size" in defaults:
-        sizes["vocab_size"] = len(VOCABULARY)
     sizes |= {name: value for name, value in IDS.items() if name in defaults or name == "pad_token_id"}
     if defaults.get("is_encoder_decoder"):
         sizes["decoder_start_token_id"] = IDS["decoder_start_token_id"]
@@ -110,7 +114,7 @@ def special(kind: str) -> dict[str, Any]:
         "modernbert": {"local_attention": 16}, "funnel": {"block_sizes": [1, 1], "d_head": 8}, "mobilebert": {"embedding_size": 32, "intra_bottleneck_size": 32},
         "convbert": {"embedding_size": 32}, "fnet": {"tpu_short_seq_length": POSITIONS}, "yoso": {"num_hash": 4, "hash_code_len": 4},
         "flaubert": {"emb_dim": 32}, "xlm": {"emb_dim": 32}, "perceiver": {"d_latents": 32, "num_latents": 8},
-        "xmod": {"default_language": "en_XX"}, "codegen": {"rotary_dim": 8}, "gptj": {"rotary_dim": 8}, "gemma3n_text": {"num_kv_shared_layers": 0},
+        "axk1": {"n_group": 1, "topk_group": 1}, "axk2": {"n_group": 1, "topk_group": 1}, "xmod": {"default_language": "en_XX"}, "codegen": {"rotary_dim": 8}, "gptj": {"rotary_dim": 8}, "gemma3n_text": {"num_kv_shared_layers": 0},
         "gemma4_text": {"num_kv_shared_layers": 0}, "nystromformer": {"segment_means_seq_len": 64, "num_landmarks": 8},
         "phi3": {"original_max_position_embeddings": POSITIONS},
         "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},

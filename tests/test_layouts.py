@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import torch
 from conftest import ROOT, VOCAB, make_bert, make_decoder, make_xlmr, run_python, words
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rankery import CrossEncoder, LLMDecoder, train
 from rankery.data.examples import one_each, query_groups
 from rankery.data.plan import deal, length_points
 from rankery.models import golden
+from rankery.models.budget import CPU_BUDGET, default_token_budget
+from rankery.models.contract_schema import DIGEST
 from rankery.models.layouts import known_family, length_limit
 from rankery.models.opening import open_reranker
 from rankery.models.reranker import encode_pairs
@@ -164,6 +168,7 @@ def test_a_folder_that_was_saved_padded_still_loads(bert: Path, tmp_path: Path) 
     reranker.save_pretrained(tmp_path / "saved")
     contract = json.loads((tmp_path / "saved" / "rankery.json").read_text())
     contract["golden"] = golden.padded_scores(reranker, golden.PROBES).tolist()
+    contract = {key: value for key, value in contract.items() if key not in (DIGEST, "digests")}  # nor had it these
     (tmp_path / "saved" / "rankery.json").write_text(json.dumps(contract))
     assert CrossEncoder.from_pretrained(tmp_path / "saved").layout == "by_length"
 
@@ -336,3 +341,34 @@ def test_a_model_that_scores_by_chance_is_refused(monkeypatch: pytest.MonkeyPatc
     row = examine("reformer", "encoder")
     assert row.loads == "refused", row
     assert "another score each time" in row.note
+
+
+def test_weights_that_are_parts_of_others_are_saved(tmp_path: Path) -> None:
+    """As of fused weights that transformers takes apart when it loads them."""
+    from rankery.models.contract import _save_weights
+
+    fused = torch.arange(12.0).view(4, 3)
+    _save_weights(tmp_path, {"gate": fused[:2], "up": fused[2:3]})
+    found = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(found["gate"], fused[:2])
+    assert torch.equal(found["up"], fused[2:3])
+
+
+def test_a_family_that_does_not_name_its_size_has_a_budget() -> None:
+    config = AutoConfig.for_model("perceiver")
+    assert default_token_budget(config, torch.device("cpu"), training=True) == CPU_BUDGET
+
+
+def test_the_page_of_families(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its example runs, and its table shows no difference that nobody is told of."""
+    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    folder = make(tmp_path / "m", bert, "bert")
+    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    exec(example.replace("path/of/a/model", str(folder)), {})
+    assert capsys.readouterr().out.split()[-1] == "packed"
+    rows = [
+        line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [a-z0-9_-]+ \| (en|de)coder", line)
+    ]
+    compared = [row for row in rows if row[2] == "yes" and row[4].strip()]
+    assert len(compared) > 90
+    assert all(float(row[4]) <= 1e-4 for row in compared), [row for row in compared if float(row[4]) > 1e-4]

@@ -96,6 +96,8 @@ def choose_layout(
         return "padded"
     trial = _Trial(scorer)
     alone = torch.cat([trial.score(pad([row], pad_id)) for row in rows])
+    if not alone.isfinite().all():
+        return "padded"  # scoring says which pairs
     again = trial.score(pad(rows[-1:], pad_id))
     if not trial.same(again, alone[-1:]):
         raise trial.refused(
