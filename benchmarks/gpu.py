@@ -2,10 +2,13 @@
 
     python benchmarks/gpu.py [--model DIR]
 
-Checks: loading and scoring in fp32, bf16 and fp16 against golden scores written on the CPU; equal gradients whatever the
-cut; packed equal to padded; bf16 and fp16 near fp32; an overflow in fp16 skips the update; a real out-of-memory error is repeated at half the budget;
-FSDP2 and, where deepspeed is installed, ZeRO 1 to 3 on one device equal to no engine; decoders with both heads. Exit status 1 if a check fails. Without an accelerator it says so and stops;
-`--cpu` runs what CPUs can, to try the script itself.
+Checks: loading and scoring in fp32, bf16 and fp16 against golden scores written on the CPU; bf16 scores without ties; equal
+gradients whatever the cut; packed equal to padded; torch's variable-length kernel really called, after scoring and in training,
+for encoders and decoders; lengths never rounded beyond a table of positions; bf16 and fp16 near fp32; an overflow in fp16 skips the
+update; a real out-of-memory error is repeated at half the budget; scoring beside training; 4-bit weights, where bitsandbytes and
+peft are installed; FSDP2 and, where deepspeed is, ZeRO 1 to 3 on one device equal to no engine; decoders with both heads. Exit
+status 1 if a check fails. Without an accelerator it says so and stops; `--cpu --tiny` runs all that CPUs can, with a stand-in for
+the kernel and a tiny model, to try the script itself.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +39,7 @@ from work import BATCH, Work, write
 from rankery import CrossEncoder, LLMDecoder
 from rankery.config import load_config
 from rankery.demo_data import base_model_path, docstring_pairs
-from rankery.models import varlen
+from rankery.models import budget, varlen
 from rankery.models.contract import PROBES
 from rankery.training import loop
 from rankery.training.engine import start_engine
@@ -41,14 +47,18 @@ from rankery.training.run import Run, build
 from rankery.training.step import settle, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # the tests' tiny models
+sys.path.insert(0, str(ROOT / "tests"))  # the tests' tiny models and their stand-in for the kernel
 STEPS = 4
 
 
 def main() -> int:
+    from conftest import make_bert
+    from cpu_kernel import cpu_kernel
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="base model; default: the demo's")
     parser.add_argument("--cpu", action="store_true", help="try the script without an accelerator")
+    parser.add_argument("--tiny", action="store_true", help="a tiny random model, and no timings")
     parser.add_argument("--pairs", type=int, default=4096, help="pairs of the timings")
     arguments = parser.parse_args()
     has_device = torch.accelerator.is_available()
@@ -58,21 +68,25 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    model = arguments.model or base_model_path()
     print(machine(), torch.cuda.get_device_name() if torch.cuda.is_available() else "", flush=True)
     failures = 0
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
+        model = make_bert(folder / "bert") if arguments.tiny else arguments.model or base_model_path()
+        if not has_device:
+            stack.enter_context(cpu_kernel())
+            budget.attention_for = lambda device, dtype: "sdpa"  # as on GPUs
         data = write(docstring_pairs(BATCH * STEPS, seed=3), folder)
         bench = Bench(model, data, folder)
-        for check in (golden_scores, decoders, packed, cuts, half_precisions, overflow, out_of_memory, sharded):
+        for check in CHECKS:
             try:
                 said, good = check(bench), True
-            except AssertionError as error:
-                said, good = str(error), False
+            except Exception as error:  # the checks after it say something too
+                said, good = f"{type(error).__name__}: {error}", False
             failures += not good
             print(f"{'ok  ' if good else 'FAIL'} {check.__name__}: {said}", flush=True)
-    speed(model, arguments.pairs, has_device)
+        if not arguments.tiny:
+            speed(model, arguments.pairs, has_device)
     return 1 if failures else 0
 
 
@@ -123,16 +137,115 @@ def cuts(bench: Bench) -> str:
 
 
 def packed(bench: Bench) -> str:
-    """Packed pairs beside padded ones; in half precision through torch's variable-length kernel, where it is sound."""
+    """Packed pairs beside padded ones; in half precision through torch's variable-length kernel."""
     said = []
     for precision, most in (("no", 2e-3), ("bf16", 0.05)):
-        varlen._usable.cache_clear()
         on, off = (bench.steps(bench.build(packing=way, mixed_precision=precision)) for way in ("on", "off"))
         difference = largest_difference(on, off)
         assert difference < most, f"{precision}: losses and gradient norms differ by {difference:.1e}"
-        found = varlen._usable.cache_info()
-        said.append(f"{precision} {difference:.1e} ({'asked the kernel' if found.currsize else 'in chunks'})")
+        said.append(f"{precision} {difference:.1e}")
     return f"losses and gradient norms beside padded pairs: {', '.join(said)}"
+
+
+@contextmanager
+def counted() -> Iterator[Callable[[], int]]:
+    """Gives a function: how often the kernel was called since it was last asked, trials left out."""
+    original = varlen.kernel()
+    assert original is not None, f"torch {torch.__version__} has no variable-length attention"
+    calls: list[int] = []
+
+    @wraps(original)
+    def function(*args: Any, **options: Any) -> Any:
+        calls.append(len(args[0]))
+        return original(*args, **options)
+
+    def since() -> int:
+        made = sum(tokens != TRIAL for tokens in calls)
+        calls.clear()
+        return made
+
+    kept, varlen.kernel = varlen.kernel, lambda: function  # type: ignore[assignment]
+    varlen._usable.cache_clear()
+    try:
+        yield since
+    finally:
+        varlen.kernel = kept
+        varlen._usable.cache_clear()
+
+
+TRIAL = 15  # tokens of the comparison that the kernel is tried with
+
+
+def kernel(bench: Bench) -> str:
+    """The kernel is called, for encoders and decoders: in scoring, which comes first in its process, and in training."""
+    from conftest import make_decoder
+
+    base = make_decoder(bench.folder / "kernel", width=128)
+    said = []
+    for model, kind in ((bench.model, CrossEncoder), (base, LLMDecoder)):
+        pairs = [(f"query {i}", f"document {i} of some") for i in range(40)]  # none shares its query
+        with counted() as since:
+            reranker = kind.from_pretrained(model, 1, seed=0, dtype="bfloat16")
+            scores, scored = reranker.compute_score(pairs), since()
+            assert scored, f"{kind.__name__}: scoring never called the kernel"
+            settings = {"model_name_or_path": str(model), "model_type": kind.model_type, "mixed_precision": "bf16"}
+            bench.steps(bench.build(**settings))
+            trained = since()
+            assert trained, f"{kind.__name__}: training under autocast never called the kernel"
+        whole = kind.from_pretrained(model, 1, seed=0, dtype="float32").compute_score(pairs)
+        difference = float((scores - whole).abs().max()) / max(1.0, float(whole.abs().max()))
+        assert difference < 0.1, f"{kind.__name__}: scores of the kernel differ from fp32's by {difference:.1e}"
+        said.append(f"{kind.__name__} {scored} calls scoring, {trained} training, {difference:.1e} from fp32")
+    return "; ".join(said)
+
+
+def order(bench: Bench) -> str:
+    """Documents of one query share no logit in half precision."""
+    pairs = list(dict.fromkeys((query, document) for query, document, _ in docstring_pairs(600, seed=5)))
+    reranker = CrossEncoder.from_pretrained(bench.model, seed=0, dtype="bfloat16")
+    scores = reranker.compute_score(pairs)
+    tied, would = (len(pairs) - len(x.unique()) for x in (scores, scores.bfloat16()))
+    assert tied <= would // 20, f"{tied} of {len(pairs)} documents share their score in bf16"
+    return f"{tied} of {len(pairs)} documents share a score in bf16, {would} would if logits were rounded"
+
+
+def positions(bench: Bench) -> str:
+    """A table of 21 positions, which 8 does not divide: an index beyond it kills the process on a GPU."""
+    from conftest import make_bert
+
+    base = make_bert(bench.folder / "short", max_position_embeddings=21)
+    reranker = CrossEncoder.from_pretrained(base, seed=0, dtype="float32")
+    reranker.packing = "off"
+    pairs = [("sun moon", "star " * (i % 40 + 1)) for i in range(60)]
+    expected = CrossEncoder.from_pretrained(base, seed=0, device="cpu").compute_score(pairs)
+    difference = float((reranker.compute_score(pairs) - expected).abs().max())
+    assert difference < 1e-2, f"scores differ by {difference:.1e} from the CPU's"
+    return f"padded to 21 positions, {difference:.1e} from the CPU's scores"
+
+
+def beside_training(bench: Bench) -> str:
+    """Threads score a model whose modules train."""
+    reranker = CrossEncoder.from_pretrained(bench.model, seed=0)
+    pairs = [(query, document) for query, document, _ in docstring_pairs(200, seed=6)]
+    expected = reranker.compute_score(pairs)
+    reranker.scorer.train()
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(reranker.compute_score, [pairs] * 8))
+    difference = max(float((scores - expected).abs().max()) for scores in found)
+    assert difference < 1e-2, f"scores of eight threads differ by {difference:.1e}"
+    assert all(module.training for module in reranker.scorer.modules()), "scoring left the model in another mode"
+    return f"scores of eight threads differ by {difference:.1e}"
+
+
+def four_bits(bench: Bench) -> str:
+    if not all(importlib.util.find_spec(name) for name in ("bitsandbytes", "peft")):
+        return "left out: needs bitsandbytes and peft"
+    run = bench.build(load_in_4bit=True, lora_rank=4, mixed_precision="bf16")
+    places = {parameter.device.type for parameter in run.model.parameters()}
+    assert places == {run.engine.device.type}, f"weights are on {places}"
+    losses = bench.steps(run)[:, 0]
+    assert bool(losses.isfinite().all()), f"losses {losses.tolist()}"
+    return f"an encoder trained, losses {losses[0]:.3f} to {losses[-1]:.3f}"
 
 
 def half_precisions(bench: Bench) -> str:
@@ -222,6 +335,12 @@ def launched(bench: Bench, file: str, precision: str) -> torch.Tensor:
     assert done.returncode == 0, done.stderr[-1500:]
     rows = [json.loads(line) for line in (Path(settings["output_dir"]) / "metrics.jsonl").read_text().splitlines()]
     return torch.tensor([[row["loss"], row["grad_norm"]] for row in rows if "grad_norm" in row])
+
+
+CHECKS = (
+    *(golden_scores, decoders, kernel, order, positions, packed, cuts, half_precisions, overflow, out_of_memory),
+    *(beside_training, four_bits, sharded),
+)
 
 
 def speed(model: Path, pairs: int, has_device: bool) -> None:

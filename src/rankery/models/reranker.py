@@ -281,12 +281,14 @@ class Reranker:
         budget = default_token_budget(self.model.config, self.device, training=False)
         groups = self._groups(pairs, template, batch_size, budget)
         scored: list[tuple[np.ndarray, torch.Tensor]] = []
+        waiting = 0
         for group in ahead(groups, self.device.type != "cpu"):
             scored += self._group_logits(scorer, group, template, batch_size, budget)
+            waiting += len(group.indices)
             bar.update(len(group.indices))
-            if sum(len(indices) for indices, _ in scored) >= PAIRS_AT_ONCE:
+            if waiting >= PAIRS_AT_ONCE:
                 _keep(scored, out)
-                scored = []
+                scored, waiting = [], 0
         if scored:
             _keep(scored, out)
 

@@ -96,7 +96,7 @@ class Engine:
     def prepare(self, scorer: torch.nn.Module, config: TrainConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         """The model on its device, equal on all processes (or sharded over them), and its optimiser."""
         if self.kind == "fsdp2":
-            _shard(scorer, self.precision, self.device)
+            _shard(scorer, self.precision)
         else:
             scorer.to(self.device)
             if self.kind == "ddp":
@@ -301,10 +301,11 @@ def _sum_in_place(tensors: list[torch.Tensor]) -> None:
         tensor.copy_(summed.view_as(tensor))
 
 
-def _shard(scorer: torch.nn.Module, precision: str, device: torch.device) -> None:
+def _shard(scorer: torch.nn.Module, precision: str) -> None:
     """FSDP2, in place: a unit for each of the model's repeated layers, one for the rest. Options are the launch file's.
 
-    Communicated and computed in the configured precision, reduced in fp32; outputs are fp32.
+    Communicated and computed in the configured precision, reduced in fp32; outputs are fp32. Each unit is moved to the device and cut
+    before the next one: no device ever holds the whole model, which may be larger than it.
     """
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -320,7 +321,6 @@ def _shard(scorer: torch.nn.Module, precision: str, device: torch.device) -> Non
     options: dict[str, Any] = {}
     if launched.cpu_offload:
         options["offload_policy"] = launched.cpu_offload
-    scorer.to(device)
     for layer in layers:
         fully_shard(layer, mp_policy=layer_policy, reshard_after_forward=launched.reshard_after_forward, **options)
     fully_shard(scorer, mp_policy=root_policy, **options)
