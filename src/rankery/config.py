@@ -56,6 +56,14 @@ class TrainConfig(BaseModel):
         description="text around the query, {} is the query; empty: as the model was saved, else see docs/prompts.md",
     )
     document_format: str | None = Field(None, description="same for the document")
+    document_first: bool | None = Field(
+        None, description="true: the document stands before the query; empty: as the model was saved, else false"
+    )
+    special_tokens_in_text: Literal["literal", "parse"] | None = Field(
+        None,
+        description="queries and documents that spell control tokens (<s>, [SEP], <|im_end|>): literal reads them as any text, parse as "
+        "these tokens; empty: as the model was saved, else literal where a decoder's prompt has turns, parse elsewhere",
+    )
     seq: str | None = Field(None, description="text between query and document; llm_decoder only")
     special_token: str | None = Field(None, description="text that ends the input; llm_decoder only")
     prefix: str | None = Field(None, description="text before the query: system and instruction; llm_decoder only")
@@ -65,7 +73,7 @@ class TrainConfig(BaseModel):
     yes_word: str | None = Field(None, description="one token that means relevant; yes_no heads only")
     no_word: str | None = Field(None, description='one token that means irrelevant; "": the logit of yes_word alone')
     prompt: Literal["qwen3-reranker", "bge-reranker-v2-gemma"] | None = Field(
-        None, description="preset of the eight keys above, which then stay empty; llm_decoder only"
+        None, description="preset of the keys above, which then stay empty; llm_decoder only"
     )
     instruction: str | None = Field(None, description="describes the task, where the preset has a place for it")
     hidden_dropout: float | None = Field(

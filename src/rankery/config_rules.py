@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from rankery.config import TrainConfig
 
 DECODER_KEYS = ("seq", "special_token", "prefix", "head", "yes_word", "no_word", "prompt", "instruction")
-PRESET_KEYS = ("query_format", "document_format", "seq", "special_token", "prefix", "yes_word", "no_word")
+PRESET_KEYS = (
+    "query_format",
+    "document_format",
+    "document_first",
+    "seq",
+    "special_token",
+    "prefix",
+    "yes_word",
+    "no_word",
+)
 
 
 def contradictions(config: TrainConfig, places: Mapping[str, str]) -> list[tuple[tuple[str, ...], str]]:

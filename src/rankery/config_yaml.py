@@ -100,10 +100,15 @@ def parse_yaml(text: str, where: str, lines: bool = True) -> tuple[yaml.Node | N
             return None, None
         if (size := _size(node, {})) > MOST_VALUES:
             raise InputError(f"{where}{at(None)} stands for {size:,} values or more; expected {MOST_VALUES:,} at most")
-        twice = [f"{where}{at(key.start_mark)} {cut(str(key.value))} is set twice; keep one" for key in _repeated(node)]
-        if twice:
+        if twice := sorted(_repeated(node), key=lambda key: key.start_mark.line):
             raise InputError(
-                twice if lines else [f"{where} sets {cut(str(key.value))} twice" for key in _repeated(node)]
+                [
+                    f"{where}{at(key.start_mark)} {name} is set twice; keep one"
+                    if lines
+                    else f"{where} sets {name} twice"
+                    for key in twice
+                    for name in [cut(str(key.value))]
+                ]
             )
         loader = Loader("")
         try:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from rankery.calibrating.measures import highest_precision, precision_and_recall
 from rankery.calibrating.page import calibration_page
 from rankery.calibrating.report import Calibrated, Cut, Judged, summary
 from rankery.data.files import check_new_file, expand_paths, written_whole
-from rankery.data.records import MAX_COLLECTED, LabelRange, QueryRecord, check_records, read_records
+from rankery.data.finite import check_finite
+from rankery.data.records import MAX_COLLECTED, LabelRange, QueryRecord, check_records, pair_place, read_records
 from rankery.errors import InputError, option
-from rankery.evaluation.runs import check_finite, gains, pairs_of
+from rankery.evaluation.runs import gains, pairs_of
 from rankery.models.calibration import Calibration, check_place, evidence, write_calibration
 from rankery.models.folders import CONTRACT_FILE
 
@@ -92,8 +94,8 @@ def calibrate(
         )
     relevant, query, fold = _judgements(records, above, seed)
     pairs = [(record.query, document) for record in records for document in record.documents]
-    logits = reranker.compute_score(pairs, batch_size, show_progress=sys.stderr.isatty())
-    check_finite(logits.reshape(len(pairs), -1).sum(1).numpy(), records, folder)
+    logits = reranker.compute_score(pairs, batch_size, show_progress=sys.stderr.isatty(), finite=False)
+    check_finite(logits, partial(pair_place, records), folder)
     scores = evidence(logits).numpy().astype(np.float64)
     calibration, judged, cuts = calibrated(scores, relevant, query, fold, wanted, seed)
     about = summary(judged, cuts, [path.name for path in paths])

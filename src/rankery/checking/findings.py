@@ -22,6 +22,7 @@ from rankery.checking.texts import SCRIPTS
 from rankery.data.records import LabelRange
 
 SHOWN = 3
+NAMES = 5  # control tokens in a message
 TEXT = 80  # characters of an example's text
 CUT_MATTERS = 0.1  # share of relevant pairs that are cut
 MIXED = 0.005  # share of texts in another script that is worth a note
@@ -60,6 +61,7 @@ def _of_lines(scan: Scan) -> Iterator[Draft]:
             what = "queries are empty" if kind == "query" else "documents are empty"
             places = [(place,) for place in tally.places[:SHOWN]]
             yield _finding(f"empty_{kind}", True, tally.count, of, what, "--fix leaves them out"), places, "query"
+    yield from _of_control_tokens(scan)
     low, high = scan.label_ends
     if scan.labels_outside:
         what = f"labels are outside {scan.labels.min_label:g} to {scan.labels.max_label:g}"
@@ -77,6 +79,20 @@ def _of_lines(scan: Scan) -> Iterator[Draft]:
         what = "lines list documents without labels, among lines with labels above 1"
         advice = "their pos counts as max_label: give every line its labels"
         yield _finding("mixed_labels", True, plain, scan.lines, what, advice), [], ""
+
+
+def _of_control_tokens(scan: Scan) -> Iterator[Draft]:
+    """Texts that spell control tokens, which a model reads as such unless it reads texts literally."""
+    names = ", ".join(name for name, _ in scan.control_names.most_common(NAMES))
+    for kind, several, of in (("query", "queries", scan.lines), ("document", "documents", scan.pair_count)):
+        tally = scan.control[kind]
+        if tally.count and scan.lengths is not None:
+            literal = scan.lengths.template.special_tokens_in_text == "literal"
+            what = f"{several} spell control tokens of the model's tokenizer ({names}), which it reads as "
+            what += "any text" if literal else "these tokens"
+            advice = "" if literal else "train or load with special_tokens_in_text=literal to read them as any text"
+            places = [(place,) for place in tally.places[:SHOWN]]
+            yield _finding(f"control_tokens_{kind}", not literal, tally.count, of, what, advice), places, kind
 
 
 def label_range(low: float, high: float, expected: LabelRange) -> tuple[float, float]:

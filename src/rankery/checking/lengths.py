@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from rankery.data.template import PairTemplate, pair_template, prompt_template, tokenize
+from rankery.data.template import PairTemplate, pair_template, prompt_template
+from rankery.data.tokens import control_pattern, control_tokens, text_ids
 from rankery.errors import InputError, option
 
 POSITIVES = 5000
@@ -22,6 +23,7 @@ LONGEST = 1 << 16  # lengths beyond count as this one
 DEFAULT_MAX_LEN = 512
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 TOKENISED_CHARACTERS = 100_000  # of a text, at most
+KINDS: tuple[Literal["query", "document"], ...] = ("query", "document")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Measure:
             kind: np.zeros(LONGEST + 1, dtype=np.int64) for kind in ("queries", "documents", "positives")
         }
         self.positives = self.cut = self.queries_cut = 0
+        # Finds control tokens that a text spells; None without a model.
+        self.control = None if tokenizer is None else control_pattern(list(control_tokens(tokenizer)))
         self.keys: np.ndarray = np.empty(0, dtype=np.uint64)
         self.sample: list[tuple[str, str]] = []
 
@@ -76,10 +80,9 @@ class Measure:
         if self.tokenizer is not None:
             self.positives = 0
             queries, documents = (
-                np.array([len(ids) for ids in tokenize(self.tokenizer, texts)], dtype=np.int64)
-                for texts in (
-                    [self.template.format_query(query) for query, _ in self.sample],
-                    [self.template.format_document(document) for _, document in self.sample],
+                np.array([len(ids) for ids in text_ids(self.tokenizer, self.template, kind, texts)], dtype=np.int64)
+                for kind, texts in zip(
+                    KINDS, map(list, zip(*self.sample, strict=True)) if self.sample else ([], []), strict=True
                 )
             )
             self._count(queries, documents, queries, documents)

@@ -69,6 +69,8 @@ class Scan:
             kind: np.zeros(len(SCRIPTS), dtype=np.int64) for kind in ("queries", "documents")
         }
         self.empty_queries, self.empty_documents, self.crossing = Tally(), Tally(), Tally()
+        self.control = {"query": Tally(), "document": Tally()}  # texts that spell control tokens of the model
+        self.control_names: Counter[str] = Counter()
         self.doubts = Doubts()
         self.chunk = Chunk()
 
@@ -159,6 +161,8 @@ class Scan:
         self._sketch_documents(documents, document_keys, places, query_keys[owner], relevant)
         self._look_at_characters(queries, documents, owner, relevant, query_places, places)
         if self.lengths is not None:
+            self._look_for_control_tokens("query", chunk.queries, chunk.query_places)
+            self._look_for_control_tokens("document", chunk.documents, chunk.places)
             chosen = np.flatnonzero(relevant)
             texts = [(chunk.queries[owner[i]], chunk.documents[i]) for i in chosen]
             self.lengths.add_texts(pairs[chosen], texts)
@@ -196,6 +200,15 @@ class Scan:
         self.near_documents.add(sketches[new], places[new])
         one, other = near.opposite(sketches[long], groups[long], relevant[long])
         self.opposite.note(places[long][one], places[long][other])
+
+    def _look_for_control_tokens(self, kind: str, texts: list[str], places: list[int]) -> None:
+        assert self.lengths is not None
+        if self.lengths.control is None:
+            return
+        for text, place in zip(texts, places, strict=True):
+            if found := self.lengths.control.findall(text):
+                self.control[kind].note(place)
+                self.control_names.update(set(found))
 
     def _look_at_characters(
         self,

@@ -17,14 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from rankery.data.files import content_digest, text_hash
 from rankery.data.records import LabelRange, QueryRecord, read_records
-from rankery.data.template import PairTemplate, tokenize, tokenizer_digest
+from rankery.data.template import PairTemplate
 from rankery.data.token_cache import Tokens, clear_abandoned, delete, read_meta, write_meta
+from rankery.data.tokens import text_ids, tokenizer_digest
 from rankery.errors import InputError
 from rankery.locks import hold_folder
 
@@ -38,9 +39,9 @@ GAIN_FLOOR = np.float32(1e-8)  # a gain of 0 in logarithms: as far below 1 as a 
 # The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
 ARRAYS = {
     "query_end": "int64",  # [Q] where each query's ids end in query_tokens
-    "query_length": "int32",  # [Q] tokens before any cut
+    "query_length": "int32",  # [Q] tokens before any cut; of a longer text, one more than the room
     "document_end": "int64",  # [P]
-    "document_length": "int32",  # [P]
+    "document_length": "int32",  # [P] the same
     "pair_query": "int32",  # [P] index of the pair's query
     "label": "float32",  # [P] as in the file
     "teacher_logit": "float32",  # [P] as in the file; NaN: the file has none
@@ -62,7 +63,7 @@ class EncodedPairs:
     labels: LabelRange
     paths: tuple[str, ...]
     lengths: np.ndarray  # [P] tokens of each joined, truncated pair
-    heads: np.ndarray  # [P] of these, tokens before the document: pairs of one query with as many begin alike
+    heads: np.ndarray  # [P] of these, tokens of the shared prefix: pairs of one query with as many begin alike
     by_gain: bool = (
         False  # labels are grades: without a teacher's logits, a softmax over a query is in proportion to them
     )
@@ -197,7 +198,7 @@ def open_encoded(folder: Path, template: PairTemplate, labels: LabelRange, paths
         arrays["query_length"][arrays["pair_query"]].astype(np.int64), arrays["document_length"].astype(np.int64)
     )
     lengths = (query_kept + document_kept + template.specials).astype(np.int32)
-    heads = (query_kept + template.before_document).astype(np.int32)
+    heads = template.shared_prefix(query_kept).astype(np.int32)
     return EncodedPairs(arrays, template, labels, tuple(map(str, paths)), lengths, heads)
 
 
@@ -215,8 +216,8 @@ def _write(
     def put(name: str, values: Any) -> None:
         np.asarray(values, dtype=ARRAYS.get(name, token_type)).tofile(files[name])
 
-    def put_texts(kind: str, texts: list[str]) -> None:
-        pieces = tokenize(tokenizer, texts)
+    def put_texts(kind: Literal["query", "document"], texts: list[str]) -> None:
+        pieces = text_ids(tokenizer, template, kind, texts, template.room + 1)
         lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
         kept = np.minimum(lengths, template.room)
         put(f"{kind}_length", lengths)
@@ -232,13 +233,13 @@ def _write(
                 index = seen.get(text_hash(record.query)) if record.is_pair_line else None
                 if index is None:
                     index = queries + len(new_queries)
-                    new_queries.append(template.format_query(record.query))
+                    new_queries.append(record.query)
                     if record.is_pair_line:
                         seen[text_hash(record.query)] = index
                 of_record.append(index)
             queries += len(new_queries)
             put_texts("query", new_queries)
-            put_texts("document", [template.format_document(text) for record in chunk for text in record.documents])
+            put_texts("document", [text for record in chunk for text in record.documents])
             sizes = [len(record.documents) for record in chunk]
             put("pair_query", np.repeat(of_record, sizes))
             put("label", [label for record in chunk for label in record.labels])

@@ -18,6 +18,7 @@ import torch
 
 from rankery.data.plan import cut_points
 
+ROWS_SEARCHED = 256  # a search over thousands takes a hundred milliseconds
 # Shapes: B pairs, N tokens of the row, M places in all chunks (padding included), T places of a chunk's row.
 
 
@@ -123,7 +124,7 @@ def _rows_of(pieces: np.ndarray, before: np.ndarray) -> Rows:
     for trunk in np.unique(before):
         members = np.flatnonzero(before == trunk)
         by_length = members[np.argsort(-pieces[members], kind="stable")]
-        for rows in np.split(by_length, chunk_points(pieces[by_length])):
+        for rows in np.split(by_length, chunk_points(pieces[by_length], int(pieces.sum()))):
             chunk = Chunk(tuple(pieces[rows].tolist()), int(pieces[rows[0]]), int(trunk) if trunk >= 0 else None)
             across = np.arange(chunk.width)
             token.append(np.where(across < pieces[rows, None], begin[rows, None] + across, -1).ravel())
@@ -141,13 +142,19 @@ def _rows_of(pieces: np.ndarray, before: np.ndarray) -> Rows:
     )
 
 
-def chunk_points(lengths: np.ndarray) -> np.ndarray:
+def chunk_points(lengths: np.ndarray, most: int) -> np.ndarray:
     """Where to cut rows, sorted by falling length, so that computed places plus overheads are fewest.
 
-    Rows of one length stay together, which never costs more: a search over lengths, not over rows.
+    Many rows are searched by length: those of one length stay together, which may cost a chunk more.
+
+    Args:
+        lengths: tokens of each row.
+        most: places of a chunk, padding included.
     """
+    if len(lengths) <= ROWS_SEARCHED:
+        return np.array(cut_points(np.ones(len(lengths), dtype=np.int64), lengths, most), dtype=np.int64)
     falling, counts = np.unique(-lengths, return_counts=True)
-    points = cut_points(counts, -falling, len(lengths) * int(lengths[0]))
+    points = cut_points(counts, -falling, most)
     return np.cumsum(counts)[np.array(points, dtype=np.int64) - 1]
 
 

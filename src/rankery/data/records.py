@@ -93,11 +93,11 @@ def read_records(paths: Sequence[str | Path], labels: LabelRange | None = None) 
 
 
 def pair_place(records: Sequence[QueryRecord], pair: int) -> str:
-    """`file:line, query '...'` of a pair, by its number among those of all records."""
+    """`file:line, query '...', document '...'` of a pair, by its number among those of all records."""
     for record in records:
         if pair < len(record.documents):
             where = f"{record.path}:{record.lines[pair]}" if record.lines else record.path
-            return f"{where}, query {shown(record.query)}"
+            return f"{where}, query {shown(record.query)}, document {shown(record.documents[pair])}"
         pair -= len(record.documents)
     raise AssertionError("no such pair")
 

@@ -1,6 +1,7 @@
 """How a query and a document become one sequence of token ids; and what truncation cuts.
 
     prefix + query + middle + document + suffix        (BERT: [CLS] query [SEP] document [SEP])
+    prefix + document + middle + query + suffix        (document_first)
 
 Contract: the special ids are read off the tokenizer itself, so every fast tokenizer's own pair format comes out, id for
 id, as `tokenizer(query, document)` gives it when nothing is cut. The pieces are tokenised apart, once, and joined here:
@@ -12,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from rankery.data.tokens import Reading, control_pattern, control_tokens, tokenize
 from rankery.errors import InputError
 
 
@@ -28,21 +29,27 @@ class PairTemplate:
     prefix: tuple[int, ...]
     middle: tuple[int, ...]
     suffix: tuple[int, ...]
-    token_types: tuple[int, int, int, int, int] | None  # of prefix, query, middle, document, suffix; None: not used
+    token_types: tuple[int, int, int, int, int] | None  # of prefix, first text, middle, second, suffix; None: not used
     max_len: int
     pad_token_id: int
     query_format: str = "{}"
     document_format: str = "{}"
+    document_first: bool = False
+    special_tokens_in_text: Reading = "parse"  # of queries and documents; the template keeps its own
 
     @property
     def specials(self) -> int:
         """Tokens of the sequence that are neither query nor document."""
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
-    @property
-    def before_document(self) -> int:
-        """Tokens before the document that are not the query."""
-        return len(self.prefix) + len(self.middle)
+    def shared_prefix(self, query_kept: Any) -> Any:
+        """Tokens that the pairs of a query have in common at their beginning; takes and gives arrays.
+
+        All before the document; where the document comes first, what stands before any text.
+        """
+        if self.document_first:
+            return np.full_like(query_kept, len(self.prefix))
+        return query_kept + len(self.prefix) + len(self.middle)
 
     @property
     def room(self) -> int:
@@ -52,29 +59,28 @@ class PairTemplate:
     def cut(self, query_tokens: Any, document_tokens: Any) -> tuple[Any, Any]:
         """Tokens of query and document that are kept; takes and gives ints or arrays.
 
-        What is over the limit is taken from the document, as long as it keeps half of the room; the rest from the query.
+        What is over the limit is taken from the document, as long as it keeps half of the room; the rest from the query. Of a
+        text longer than the room, any length above it gives the same.
         """
         document_room = np.maximum(self.room - query_tokens, self.room - self.room // 2)
         document_kept = np.minimum(document_tokens, document_room)
         return np.minimum(query_tokens, self.room - document_kept), document_kept
 
-    def format_query(self, query: str) -> str:
-        return self.query_format.replace("{}", query)
-
-    def format_document(self, document: str) -> str:
-        return self.document_format.replace("{}", document)
-
     def build(self, query_ids: Any, document_ids: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Joined (input_ids [tokens], token_type_ids [tokens] or None), truncated to max_len."""
         query_kept, document_kept = self.cut(len(query_ids), len(document_ids))
-        pieces = (self.prefix, query_ids[:query_kept], self.middle, document_ids[:document_kept], self.suffix)
+        texts = [query_ids[:query_kept], document_ids[:document_kept]]
+        first, second = reversed(texts) if self.document_first else texts
+        pieces = (self.prefix, first, self.middle, second, self.suffix)
         ids = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in pieces])
         if self.token_types is None:
             return ids, None
         return ids, np.repeat(np.asarray(self.token_types, dtype=np.int64), [len(piece) for piece in pieces])
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON; without keys that are as they were before there were such keys, so that digests stay what they were."""
+        newer = {"document_first": False, "special_tokens_in_text": "parse"}
+        return {key: value for key, value in asdict(self).items() if newer.get(key) != value}
 
     def fingerprint(self) -> str:
         return hashlib.blake2b(json.dumps(self.to_dict()).encode(), digest_size=16).hexdigest()
@@ -82,17 +88,31 @@ class PairTemplate:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a decoder is shown a pair: prefix + query_format(query) + seq + document_format(document) + special_token."""
+    """How a decoder is shown a pair: prefix + query_format(query) + seq + document_format(document) + special_token.
+
+    `document_first`: the document, in its format, stands before seq and the query after it.
+    """
 
     query_format: str = "query: {}"
     document_format: str = "document: {}"
     seq: str = " "
     special_token: str = "</s>"
     prefix: str = ""
+    document_first: bool = False
+
+    @property
+    def formats(self) -> tuple[str, str]:
+        """Those of the first and of the second text."""
+        both = (self.query_format, self.document_format)
+        return both[::-1] if self.document_first else both
 
 
-def prompt_template(tokenizer: Any, max_len: int, prompt: Prompt, pad_token_id: int) -> PairTemplate:
+def prompt_template(
+    tokenizer: Any, max_len: int, prompt: Prompt, pad_token_id: int, special_tokens_in_text: Reading | None = None
+) -> PairTemplate:
     """Token ids of a prompt. Its pieces are tokenised apart, so that special_token always ends the input whole.
+
+    `special_tokens_in_text` None: literal where the prompt is a chat, whose turns a text could close, else parse.
 
     Raises:
         InputError: a slow tokenizer, a format without {}, a text that vanishes in tokenisation, no room for the pair.
@@ -108,15 +128,25 @@ def prompt_template(tokenizer: Any, max_len: int, prompt: Prompt, pad_token_id: 
             [f"{name} is {texts[name]!r}; the tokenizer makes no token of it: choose another text" for name in vanished]
         )
     bos = added_before(tokenizer)
-    # What the input begins with: the prefix, or where that is empty the text before the query, which may spell the BOS out.
-    start = pieces["prefix"] or tuple(tokenize(tokenizer, [prompt.query_format.split("{}")[0]])[0])
+    # What the input begins with: the prefix, or where that is empty what stands before the first text and may spell the BOS out.
+    start = pieces["prefix"] or tuple(tokenize(tokenizer, [prompt.formats[0].split("{}")[0]])[0])
     prefix = pieces["prefix"] if start[: len(bos)] == bos else bos + pieces["prefix"]
     return _with_room(
         PairTemplate(
             prefix, pieces["seq"], pieces["special_token"], None, max_len, pad_token_id, prompt.query_format,
-            prompt.document_format,
+            prompt.document_format, prompt.document_first,
+            special_tokens_in_text or ("literal" if is_chat(tokenizer, prompt) else "parse"),
         )
     )  # fmt: skip
+
+
+def is_chat(tokenizer: Any, prompt: Prompt) -> bool:
+    """Whether a prompt has control tokens other than a BOS and the one that ends it: those of turns, which a text could close."""
+    names = [name for name in control_tokens(tokenizer) if name != tokenizer.bos_token]
+    before_end = prompt.special_token.rstrip()
+    before_end = before_end.removesuffix(next((name for name in names if before_end.endswith(name)), ""))
+    pieces = (prompt.prefix, *prompt.formats, prompt.seq, before_end)
+    return any(control_pattern(names).search(piece) for piece in pieces)
 
 
 def added_before(tokenizer: Any) -> tuple[int, ...]:
@@ -128,7 +158,13 @@ def added_before(tokenizer: Any) -> tuple[int, ...]:
 
 
 def pair_template(
-    tokenizer: Any, max_len: int, query_format: str = "{}", document_format: str = "{}", uses_token_types: bool = True
+    tokenizer: Any,
+    max_len: int,
+    query_format: str = "{}",
+    document_format: str = "{}",
+    uses_token_types: bool = True,
+    document_first: bool = False,
+    special_tokens_in_text: Reading = "parse",
 ) -> PairTemplate:
     """Reads the pair format off a fast Hugging Face tokenizer.
 
@@ -142,9 +178,10 @@ def pair_template(
         raise InputError(problems)
     return _with_room(
         PairTemplate(
-            *_probe(tokenizer, uses_token_types), max_len, tokenizer.pad_token_id, query_format, document_format
+            *_probe(tokenizer, uses_token_types), max_len, tokenizer.pad_token_id, query_format, document_format,
+            document_first, special_tokens_in_text,
         )
-    )
+    )  # fmt: skip
 
 
 def _format_problems(tokenizer: Any, query_format: str, document_format: str) -> list[str]:
@@ -183,18 +220,3 @@ def _probe(tokenizer: Any, uses_token_types: bool) -> tuple[Any, Any, Any, Any]:
         token_types = tuple(types[i] for i in at)
     prefix, middle, suffix = (tuple(ids[cut]) for cut in cuts)
     return prefix, middle, suffix, token_types
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts without special tokens; the fast tokenizer works on all cores."""
-    if not texts:
-        return []
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    return encoded["input_ids"]
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Hash of everything that a fast tokenizer makes token ids by."""
-    return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rankery.data.template import tokenizer_digest
+from rankery.data.tokens import tokenizer_digest
 from rankery.errors import InputError
 from rankery.models.reranker import Reranker
 

@@ -30,11 +30,11 @@ import torch
 from tqdm import tqdm
 
 from rankery.data.files import content_digest, expand_paths, text_hash, written_whole
-from rankery.data.records import ANY_LABEL, MAX_COLLECTED, QueryRecord, check_records, read_records
+from rankery.data.finite import check_finite
+from rankery.data.records import ANY_LABEL, MAX_COLLECTED, QueryRecord, check_records, pair_place, read_records
 from rankery.distilling.parts import Parts, is_delivered
 from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.errors import InputError, option
-from rankery.evaluation.runs import check_finite
 from rankery.models.reranker import Reranker
 
 BLOCK_PAIRS = 512  # a kill costs the scores of at most so many pairs (and one query's)
@@ -86,8 +86,7 @@ def block_logits(
     logits = []
     for teacher, digest in zip(teachers, digests, strict=True):
         logits.append(known_logits(teacher.reranker, digest, pairs, store))
-        scores = _one_logit(torch.from_numpy(logits[-1]), teacher.reranker)
-        check_finite(scores.numpy(), records, teacher.name, shared=False)
+        check_finite(logits[-1], partial(pair_place, records), teacher.name)
     return combined_logits(teachers, logits)
 
 
@@ -272,14 +271,14 @@ def fingerprint(paths: Sequence[Path], teachers: Sequence[Teacher], digests: Seq
 
 
 def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str]], store: Store | None) -> np.ndarray:
-    """Logits of pairs; with a store, only what it lacks is computed, and kept there."""
+    """Logits of pairs, finite or not; with a store, only what it lacks is computed, and kept there."""
     if store is None:
-        return reranker.compute_score(pairs).numpy()
+        return reranker.compute_score(pairs, finite=False).numpy()
     keys = [pair_key(digest, *pair) for pair in pairs]
     found = store.find(list(dict.fromkeys(keys)), reranker.num_labels)
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
     if missing:
-        fresh = reranker.compute_score(list(missing.values())).numpy().reshape(len(missing), -1)
+        fresh = reranker.compute_score(list(missing.values()), finite=False).numpy().reshape(len(missing), -1)
         finite = np.isfinite(fresh).all(axis=1)  # what is not finite may be so this time only, in half precision say
         store.add([key for key, good in zip(missing, finite, strict=True) if good], fresh[finite])
         found |= dict(zip(missing, fresh, strict=True))

@@ -8,7 +8,6 @@ after an error looks like a short result.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from typing import Any
 from rankery.data.files import check_new_file, check_outside, check_writable, written_whole
 from rankery.data.lines import filled_lines, numbered_lines
 from rankery.data.records import MAX_COLLECTED, is_text, kind_of, parse_json
-from rankery.errors import InputError, option, shown
+from rankery.errors import InputError
 
 EXPECTED = '{"query": a string, "documents": a list of strings}'
 Requests = Iterator[tuple[str, dict[str, Any]]]  # `file:line` and the object there
@@ -69,14 +68,12 @@ def rerank_file(
             is_device = Path(target).exists() and not Path(target).is_file()  # or a pipe: a rename would replace it
             out = stack.enter_context(Path(target).open("wb") if is_device else written_whole(Path(target)))
         for where, row in _requests(source):
-            ranking = reranker.rerank(
-                row["query"], row["documents"], top_k, normalize=normalize, calibrated=calibrated, **options
-            )
-            if not all(math.isfinite(entry.score) for entry in ranking):  # JSON has no NaN
-                raise InputError(
-                    f"{where}: scores for query {shown(row['query'])} are not finite; look at its texts, else at the model's weights; a "
-                    f"model in float16 may want bfloat16 or float32 ({option('dtype')})"
+            try:
+                ranking = reranker.rerank(
+                    row["query"], row["documents"], top_k, normalize=normalize, calibrated=calibrated, **options
                 )
+            except InputError as error:
+                raise InputError([f"{where}: {problem}" for problem in error.problems]) from error
             rest = {key: value for key, value in row.items() if key != "documents"}
             out.write(_line({**rest, "ranking": [entry._asdict() for entry in ranking]}))
             out.flush()

@@ -18,8 +18,8 @@ import numpy as np
 
 from rankery.data.encoding import EncodedPairs
 from rankery.data.files import mix, named, text_hash
-from rankery.data.records import QueryRecord, pair_place
-from rankery.errors import InputError, option
+from rankery.data.records import QueryRecord
+from rankery.errors import InputError
 
 # trec_eval's nDCG keeps a counter for each grade of each query; also the resolution of soft scores.
 MOST_GRADES = 10_000
@@ -126,21 +126,6 @@ def distinct_scores(sorted_scores: np.ndarray) -> np.ndarray:
     place = np.minimum.accumulate(place + steps) - steps
     magnitude = np.where(place == 0, 0, np.abs(place) + (FIRST_NORMAL - 1)).astype(np.int32).view(np.float32)
     return np.where(place < 0, -magnitude, magnitude)
-
-
-def check_finite(scores: np.ndarray, records: Sequence[QueryRecord], scorer: object, shared: bool = True) -> None:
-    """Whether all scores [P] of the records' pairs are numbers. `shared`: all processes have these scores.
-
-    Raises:
-        InputError: some are not, with the place of the first.
-    """
-    odd = np.flatnonzero(~np.isfinite(scores))
-    if len(odd):
-        raise InputError(
-            f"{len(odd):,} of {len(scores):,} scores of {scorer} are not finite, the first at {pair_place(records, int(odd[0]))}; look "
-            f"at these texts, else at the model's weights; a model in float16 may want bfloat16 or float32 ({option('dtype')})",
-            shared=shared,
-        )
 
 
 def gains(pairs: EvaluationPairs, min_label: float = 0.0) -> Gains:

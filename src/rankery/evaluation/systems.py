@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from rankery.data.finite import check_finite
+from rankery.data.records import pair_place
 from rankery.errors import InputError, option
 from rankery.evaluation.inputs import Candidates
-from rankery.evaluation.runs import check_finite
 from rankery.processes import Group, own_device
 
 Kind = Literal["model", "baseline", "run"]
@@ -81,7 +83,7 @@ def score_system(
         if group.process == 0:
             found = _score_baseline(system.value, candidates, seed, options)
         found = replace(found, scores=group.add_up(found.scores))
-    check_finite(found.scores, candidates.records, system.value)
+    check_finite(found.scores, partial(pair_place, candidates.records), system.value, shared=True)
     return found
 
 
@@ -113,7 +115,10 @@ def _score_model(model: str, candidates: Candidates, group: Group, options: dict
     own = [texts[i] for i in mine.tolist()]
     group.meet()
     begun = time.monotonic()
-    logits = reranker.compute_score(own, show_progress=group.process == 0 and sys.stderr.isatty(), **scoring)
+    shown = group.process == 0 and sys.stderr.isatty()
+    logits = reranker.compute_score(
+        own, show_progress=shown, finite=False, **scoring
+    )  # all processes tell of it together
     scores: np.ndarray = np.zeros(len(texts), np.float32)
     scores[mine] = reranker.rank_scores(logits).numpy()
     scores = group.add_up(scores)
@@ -131,14 +136,16 @@ def _share(pairs: int, group: Group) -> np.ndarray:
 
 def _cut(pairs: Sequence[tuple[str, str]], reranker: Any, max_length: int | None) -> np.ndarray:
     """Whether truncation takes tokens from a pair, [pairs] bool."""
-    from rankery.data.template import tokenize
+    from rankery.data.tokens import text_ids
 
     template = reranker.template
     template = replace(template, max_len=max_length) if max_length else template
     tokens: list[np.ndarray] = []
-    for i, shown in enumerate((template.format_query, template.format_document)):
+    kinds: tuple[Literal["query", "document"], ...] = ("query", "document")
+    for i, kind in enumerate(kinds):
         counts = dict.fromkeys((pair[i] for pair in pairs), 0)
-        for text, ids in zip(counts, tokenize(reranker.tokenizer, [shown(text) for text in counts]), strict=True):
+        found = text_ids(reranker.tokenizer, template, kind, list(counts), template.room + 1)
+        for text, ids in zip(counts, found, strict=True):
             counts[text] = len(ids)
         tokens.append(np.array([counts[pair[i]] for pair in pairs], np.int64))
     return tokens[0] + tokens[1] > template.room

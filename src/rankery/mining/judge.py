@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from rankery.data.finite import check_finite
 from rankery.distilling.store import Store, teacher_digest
 from rankery.distilling.teacher import known_logits
 from rankery.evaluation.information import NEARLY
@@ -67,6 +68,7 @@ class Judge:
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """In [0, 1]: the sigmoid of the logit, or of several classes the expected grade."""
         logits = torch.from_numpy(known_logits(self.reranker, self.digest, pairs, self.store))
+        check_finite(logits, lambda i: f"query {pairs[i][0]!r:.60}, document {pairs[i][1]!r:.80}", "the teacher")
         scores = self.reranker.rank_scores(logits)
         if len(scores):
             self.lowest, self.highest = min(self.lowest, float(scores.min())), max(self.highest, float(scores.max()))

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rankery.data.finite import check_finite
 from rankery.errors import InputError
 from rankery.evaluation.retrieval import Bm25, DenseEncoder, top
 from rankery.mining.progress import shown
@@ -125,10 +126,13 @@ class Encoder:
 
     def _encode(self, texts: list[str], method: str) -> np.ndarray:
         if self.is_plain:
-            return self.model.encode(texts)
-        to_length_1 = self.model.similarity_fn_name != "dot"
-        vectors = getattr(self.model, method)(texts, show_progress_bar=False, normalize_embeddings=to_length_1)
-        return np.asarray(vectors, dtype=np.float32)
+            vectors = self.model.encode(texts)
+        else:
+            to_length_1 = self.model.similarity_fn_name != "dot"
+            vectors = getattr(self.model, method)(texts, show_progress_bar=False, normalize_embeddings=to_length_1)
+            vectors = np.asarray(vectors, dtype=np.float32)
+        check_finite(vectors, lambda i: f"text {texts[i]!r:.80}", "the retriever")
+        return vectors
 
 
 def _sentence_transformer(name: str, device: str | None) -> Any:

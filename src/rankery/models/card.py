@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
 
 
+LITERAL = "Where a query or document spells control tokens, rankery reads them as any text (`special_tokens_in_text: literal`); "
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What training made of what it started from: validation metrics of both (none without validation data), the one that the
@@ -131,6 +134,10 @@ def _encoder_elsewhere(reranker: Reranker) -> str:
         if plain
         else f" Give them the query as `{template.query_format}` and the document as `{template.document_format}`."
     )
+    if template.document_first:
+        formatted += " The document is the first text of the pair, the query the second."
+    if template.special_tokens_in_text == "literal":
+        formatted += f"\n{LITERAL}other programs read them as control tokens."
     return (
         "transformers (AutoModelForSequenceClassification) and sentence-transformers (CrossEncoder) give the same\n"
         f"logits for pairs within that length; of longer ones they cut the longer text first, whichever it is.{formatted}"
@@ -140,12 +147,15 @@ def _encoder_elsewhere(reranker: Reranker) -> str:
 def _decoder_elsewhere(reranker: LLMDecoder) -> str:
     """Code that scores with transformers alone; the pieces are tokenised apart, as in training."""
     prompt, template = reranker.prompt, reranker.template
-    pieces = ", ".join(
-        [
-            f"{prompt.query_format!r}.replace('{{}}', 'my query')", repr(prompt.seq),
-            f"{prompt.document_format!r}.replace('{{}}', 'one document')", repr(prompt.special_token),
-        ]
-    )  # fmt: skip
+    texts = [
+        f"{prompt.query_format!r}.replace('{{}}', 'my query')",
+        f"{prompt.document_format!r}.replace('{{}}', 'one document')",
+    ]
+    first, second = reversed(texts) if prompt.document_first else texts
+    pieces = ", ".join([first, repr(prompt.seq), second, repr(prompt.special_token)])
+    literally = (
+        f" {LITERAL}these lines read them as control tokens." if template.special_tokens_in_text == "literal" else ""
+    )
     if reranker.reading.head == "score":
         auto, read = "AutoModelForSequenceClassification", "print(float(model(ids).logits[0, 0]))"
     else:
@@ -166,5 +176,5 @@ ids = torch.tensor([ids])
 {read}
 ```
 
-{"The score is the logit of the next token" if reranker.reading.head == "yes_no" else "The score is read at the last token"}.
+{"The score is the logit of the next token" if reranker.reading.head == "yes_no" else "The score is read at the last token"}.{literally}
 """

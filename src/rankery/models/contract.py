@@ -16,7 +16,7 @@ import torch
 
 from rankery.data.template import PairTemplate
 from rankery.errors import InputError, attempt
-from rankery.models.contract_schema import DIGEST, changed_files, contract_problems, digest_of, file_digests
+from rankery.models.contract_schema import ABSENT, DIGEST, changed_files, contract_problems, digest_of, file_digests
 from rankery.models.folders import CONTRACT_FILE, files_in, write_whole, written_aside
 from rankery.models.golden import NO_GOLDEN, golden_of, verify_golden
 from rankery.models.golden import PROBES as PROBES
@@ -56,7 +56,18 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
             f"{file}: is no rankery contract, or was changed ({'; '.join(problems)[:300]}); expected the file as saved: restore it, or "
             "save the model again"
         )
-    return contract
+    return {**ABSENT, **contract}
+
+
+def check_reading(value: str | None) -> Any:
+    """How control tokens in texts are read: `literal`, `parse`, or None for left open.
+
+    Raises:
+        InputError: something else.
+    """
+    if value not in (None, "literal", "parse"):
+        raise InputError(f"special_tokens_in_text is {value!r}; expected literal or parse")
+    return value
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -92,9 +103,9 @@ def check_template(contract: dict[str, Any], template: PairTemplate, name: str) 
     """
     found = json.loads(json.dumps(template.to_dict()))
     problems = [
-        f"{name}: the tokenizer gives {key} {found[key]}, but the model was saved with {value}; restore the tokenizer files"
+        f"{name}: the tokenizer gives {key} {found.get(key)}, but the model was saved with {value}; restore the tokenizer files"
         for key, value in contract["template"].items()
-        if found[key] != value
+        if key != "special_tokens_in_text" and found.get(key) != value  # the user may choose another reading of texts
     ]
     if problems:
         raise InputError(problems)

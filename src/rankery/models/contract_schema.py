@@ -20,6 +20,8 @@ from rankery.models.folders import CONTRACT_FILE, regular_file
 
 DIGEST, DIGESTS = "digest", "digests"  # of the contract itself, and of the folder's files
 UNDIGESTED = ("README.md",)  # for people, who may change it
+# What a contract without these keys means: models saved before there were such keys.
+ABSENT = {"special_tokens_in_text": "parse", "document_first": False}
 # What config.json says beside the scores: versions, names, how it is to be run elsewhere.
 PASSING = (
     *("transformers_version", "dtype", "torch_dtype", "_name_or_path", "sentence_transformers", "id2label", "label2id"),
@@ -75,6 +77,8 @@ class Contract(_Schema):
     head: Literal["score", "yes_no"] = "score"
     yes_word: str = ""
     no_word: str = ""
+    special_tokens_in_text: Literal["literal", "parse"] = "parse"
+    document_first: bool = False
     versions: dict[str, str] = {}
     digests: dict[str, str] = {}
 
@@ -105,8 +109,13 @@ def contract_problems(contract: Mapping[str, Any]) -> list[str]:
 
 
 def digest_of(said: Mapping[str, Any]) -> str:
-    """Hash of all that JSON says but the hash itself, and a calibration, which has its own: people may take it out."""
-    rest = {key: value for key, value in said.items() if key not in (DIGEST, "calibration")}
+    """Hash of all that JSON says but the hash itself, a calibration, which has its own: people may take it out, and keys that say
+    what their absence does."""
+    rest = {
+        key: value
+        for key, value in said.items()
+        if key not in (DIGEST, "calibration") and value != ABSENT.get(key, ...)
+    }
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from rankery.data.template import pair_template
+from rankery.data.tokens import Reading as TextReading
 from rankery.errors import check_whole
 from rankery.models.calibration import read_calibration
-from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
+from rankery.models.contract import PROBES, check_arguments, check_contract, check_reading, read_contract
 from rankery.models.loading import (
     REPORTED,
     check_encoder,
@@ -55,6 +56,8 @@ class CrossEncoder(Reranker):
         max_len: int | None = None,
         query_format: str | None = None,
         document_format: str | None = None,
+        document_first: bool | None = None,
+        special_tokens_in_text: TextReading | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         seed: int | None = None,
@@ -74,6 +77,9 @@ class CrossEncoder(Reranker):
             max_len: tokens of a pair at most; None: as saved, else what the model takes, 512 at most.
             query_format: text around the query (`{}`); None: as saved, else the query alone.
             document_format: same for the document.
+            document_first: the document is the first text of the pair, the query the second; None: as saved, else False.
+            special_tokens_in_text: `literal`: queries and documents that spell control tokens ([SEP], <s>) are read as any text;
+                `parse`: they are read as these tokens. None: as saved, else parse. An argument goes before what was saved.
             device: None: the accelerator if there is one, else the CPU.
             dtype: torch dtype or its name; None: float32 on CPUs, bfloat16 on accelerators that compute in it.
             seed: makes the new head of a base model reproducible; None: a new head is warned of.
@@ -90,7 +96,8 @@ class CrossEncoder(Reranker):
         """
         model_name_or_path = os.path.expanduser(model_name_or_path)
         contract = read_contract(Path(model_name_or_path))
-        wanted = {"num_labels": num_labels, "query_format": query_format, "document_format": document_format}
+        wanted: dict[str, Any] = {"query_format": query_format, "document_format": document_format}
+        wanted |= {"num_labels": num_labels, "document_first": document_first}
         check_arguments(contract, {**wanted, "max_len": max_len, "model_type": cls.model_type}, model_name_or_path)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
         device = choose_device(device)
@@ -113,6 +120,9 @@ class CrossEncoder(Reranker):
                 query_format or saved.get("query_format", "{}"),
                 document_format or saved.get("document_format", "{}"),
                 uses_token_types=(getattr(model.config, "type_vocab_size", 0) or 0) > 1,
+                document_first=saved.get("document_first", False) if document_first is None else document_first,
+                special_tokens_in_text=check_reading(special_tokens_in_text or saved.get("special_tokens_in_text"))
+                or "parse",
             )
             labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
             reranker = cls(Scorer(model).eval(), tokenizer, template, labels)

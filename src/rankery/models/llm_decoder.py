@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
-from rankery.data.template import PairTemplate, Prompt, prompt_template, tokenize
+from rankery.data.template import PairTemplate, Prompt, prompt_template
+from rankery.data.tokens import Reading as TextReading
+from rankery.data.tokens import tokenize
 from rankery.errors import InputError, check_whole
 from rankery.models.calibration import read_calibration
-from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
+from rankery.models.contract import PROBES, check_arguments, check_contract, check_reading, read_contract
 from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
     REPORTED,
@@ -80,6 +82,8 @@ class LLMDecoder(Reranker):
         special_token: str | None = None,
         *,
         prefix: str | None = None,
+        document_first: bool | None = None,
+        special_tokens_in_text: TextReading | None = None,
         head: str | None = None,
         yes_word: str | None = None,
         no_word: str | None = None,
@@ -99,8 +103,8 @@ class LLMDecoder(Reranker):
     ) -> LLMDecoder:
         """Loads a reranker, or a base LLM (with a new, small head, or asked for yes or no).
 
-        The input is prefix + query_format(query) + seq + document_format(document) + special_token. What is None is as
-        saved, else as in the preset `prompt`, else "query: {}", "document: {}", " " and "</s>" for a score head, and a plain
+        The input is prefix + query_format(query) + seq + document_format(document) + special_token; with document_first, query
+        and document in their formats change places. What is None is as saved, else as in the preset `prompt`, else "query: {}", "document: {}", " " and "</s>" for a score head, and a plain
         question for yes and no.
 
         Args:
@@ -110,7 +114,11 @@ class LLMDecoder(Reranker):
             document_format: same for the document.
             seq: between the two.
             special_token: ends the input; one or several tokens.
-            prefix: before the query: system and instruction texts.
+            prefix: before both: system and instruction texts.
+            document_first: the document, then the query.
+            special_tokens_in_text: `literal`: queries and documents that spell control tokens (<|im_end|>) are read as any text, and
+                cannot close the prompt; `parse`: they are read as these tokens. None: as saved (parse where nothing is said), else
+                literal where the prompt has control tokens of turns. An argument goes before what was saved.
             head: `score`, a trained head, or `yes_no`: logit(yes_word) - logit(no_word) of the next token.
             yes_word: one token; with a leading space where the prompt does not end in one.
             no_word: same; "": the logit of yes_word alone.
@@ -134,9 +142,9 @@ class LLMDecoder(Reranker):
         """
         name = os.path.expanduser(model_name_or_path)
         contract = read_contract(Path(name))
-        texts = {
+        texts: dict[str, Any] = {
             "query_format": query_format, "document_format": document_format, "seq": seq, "special_token": special_token,
-            "prefix": prefix, "head": head, "yes_word": yes_word, "no_word": no_word,
+            "prefix": prefix, "document_first": document_first, "head": head, "yes_word": yes_word, "no_word": no_word,
         }  # fmt: skip
         if contract is None:
             shown, reading = resolve_prompt(prompt, instruction, texts, {})
@@ -169,7 +177,8 @@ class LLMDecoder(Reranker):
                     tokenizer = AutoTokenizer.from_pretrained(name, **hub)
             check_tokenizer(name, tokenizer, model.config)
             length = choose_max_len(max_len, saved.get("max_len"), position_limit(model), tokenizer, name)
-            template = prompt_template(tokenizer, length, shown, pad_token_id=_pad(model, tokenizer, shown))
+            reads = special_tokens_in_text or saved.get("special_tokens_in_text")
+            template = prompt_template(tokenizer, length, shown, _pad(model, tokenizer, shown), check_reading(reads))
             labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
             if base != name:
                 load_adapters(model, Path(name))
@@ -185,7 +194,7 @@ class LLMDecoder(Reranker):
         return reranker
 
     def settings(self) -> dict[str, Any]:
-        return {**asdict(self.prompt), **asdict(self.reading)}
+        return {**super().settings(), **asdict(self.prompt), **asdict(self.reading)}
 
 
 @torch.inference_mode()
@@ -286,7 +295,8 @@ def _load(
 def _pad(model: Any, tokenizer: Any, prompt: Prompt) -> int:
     """A pad id that the prompt does not end in; set in model and tokenizer, which get a new row if none is free."""
     # Its last piece of any tokens, with empty texts in it: what a short input ends in.
-    pieces = (prompt.special_token, prompt.document_format, prompt.seq, prompt.query_format)
+    first, second = prompt.formats
+    pieces = (prompt.special_token, second, prompt.seq, first)
     ends = next((ids[-1:] for ids in tokenize(tokenizer, [piece.replace("{}", "") for piece in pieces]) if ids), [])
     pad = tokenizer.pad_token_id
     if pad is None or [pad] == ends:

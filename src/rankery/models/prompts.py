@@ -69,7 +69,7 @@ ASKED = Preset(
 
 
 def resolve_prompt(
-    preset: str | None, instruction: str | None, given: dict[str, str | None], saved: dict[str, Any]
+    preset: str | None, instruction: str | None, given: dict[str, Any], saved: dict[str, Any]
 ) -> tuple[Prompt, Reading]:
     """Prompt and reading: what is given, else as saved, else the preset's, else the default of the head.
 
@@ -102,7 +102,7 @@ def resolve_prompt(
         if words:
             raise InputError(f"{', '.join(words)}, but head is not yes_no; set head to yes_no, or leave the words out")
 
-    def chosen(name: str, default: str) -> str:
+    def chosen(name: str, default: Any) -> Any:
         value = given.get(name)
         return value if value is not None else saved.get(name, default)
 

@@ -20,9 +20,11 @@ import torch
 
 from rankery.data.collate import Batch, Row, pack, pad
 from rankery.data.examples import met
+from rankery.data.finite import check_finite
 from rankery.data.plan import Layout, deal
 from rankery.data.records import is_text
-from rankery.data.template import PairTemplate, tokenize
+from rankery.data.template import PairTemplate
+from rankery.data.tokens import text_ids
 from rankery.errors import InputError, attempt, check_whole
 from rankery.models.ahead import ahead
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
@@ -112,7 +114,9 @@ class Reranker:
 
     def settings(self) -> dict[str, Any]:
         """What `from_pretrained` needs to score as this reranker does, beside model and tokenizer; kept in the contract."""
-        return {"query_format": self.template.query_format, "document_format": self.template.document_format}
+        template = self.template
+        names = ("query_format", "document_format", "document_first", "special_tokens_in_text")
+        return {name: getattr(template, name) for name in names}
 
     def reopened(self, folder: Path, trust_remote_code: bool) -> Reranker:
         """This reranker with the fp32 weights and the tokenizer of a folder that is being written."""
@@ -145,6 +149,7 @@ class Reranker:
         normalize: bool = False,
         show_progress: bool = False,
         calibrated: bool = False,
+        finite: bool = True,
     ) -> torch.Tensor:
         """Logits of (query, document) pairs, fp32 on the CPU: [pairs], or [pairs, num_labels] with several labels.
 
@@ -156,10 +161,11 @@ class Reranker:
             show_progress: a progress bar on standard error.
             calibrated: probabilities of relevance, [pairs], also with several labels (`rankery calibrate`; fitted at the model's
                 own max_len).
+            finite: scores that are NaN or infinite are an error; False: they come as they are, for callers that say where.
 
         Raises:
             InputError: something that is no pair of strings, a pair without a single token, a max_length that the model cannot
-                take, or calibrated scores of a model without a calibration.
+                take, calibrated scores of a model without a calibration, or a score that is not finite, with its document.
         """
         check_scale(self.calibration, calibrated, normalize)
         check_whole("batch_size", batch_size)
@@ -177,6 +183,8 @@ class Reranker:
             self._score(scorer, pairs, template, batch_size, scores, bar)
         finally:
             bar.close()
+        if finite:
+            check_finite(scores, lambda i: f"pair {i}, query {pairs[i][0]!r:.60}, document {pairs[i][1]!r:.80}")
         if calibrated:
             return probabilities(self.calibration, scores)
         if not normalize:
@@ -338,15 +346,15 @@ def _keep(scored: list[tuple[np.ndarray, torch.Tensor]], out: torch.Tensor) -> N
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, template: PairTemplate) -> Encoded:
-    """((input_ids, token types), tokens before the document, index of the query) of each pair; equal texts are tokenised once."""
+    """((input_ids, token types), tokens of the shared prefix, index of the query) of each pair; equal texts are tokenised once."""
     queries = {query: i for i, query in enumerate(dict.fromkeys(query for query, _ in pairs))}
     documents = {document: i for i, document in enumerate(dict.fromkeys(document for _, document in pairs))}
-    query_ids = tokenize(tokenizer, [template.format_query(text) for text in queries])
-    document_ids = tokenize(tokenizer, [template.format_document(text) for text in documents])
+    query_ids = text_ids(tokenizer, template, "query", list(queries), template.room)
+    document_ids = text_ids(tokenizer, template, "document", list(documents), template.room)
     texts = [(query_ids[queries[query]], document_ids[documents[document]]) for query, document in pairs]
     rows = [template.build(query, document) for query, document in texts]
     kept, _ = template.cut(np.array([len(query) for query, _ in texts]), np.array([len(ids) for _, ids in texts]))
-    return rows, kept + template.before_document, np.array([queries[query] for query, _ in pairs])
+    return rows, template.shared_prefix(kept), np.array([queries[query] for query, _ in pairs])
 
 
 def _listed(name: str, values: Any, of: str) -> list[Any]:

@@ -49,9 +49,8 @@ def describe(run: Run) -> str:
     real = np.array([run.train_data.lengths[step.pairs].sum() for step in sampled])
     computed = sum(computed_tokens(step, plan.lengths, plan.layout, plan.trunks) for step in sampled)
     if plan.layout == "shared":
-        spared = (
-            f"{100 * (1 - computed / real.sum()):.1f}% of tokens are spared: a query is computed once for its documents"
-        )
+        shared = "the prompt's beginning" if run.reranker.template.document_first else "the query"
+        spared = f"{100 * (1 - computed / real.sum()):.1f}% of tokens are spared: {shared} is computed once for a query's documents"
     else:
         spared = f"{100 * (1 - real.sum() / computed):.1f}% of computed tokens are padding"
     pairs = np.mean([len(step.pairs) for step in sampled])

@@ -35,7 +35,16 @@ from rankery.training.tracking import check_tracker
 CPU = torch.device("cpu")
 # Keys of the configuration that `from_pretrained` of both kinds of reranker takes.
 MODEL_KEYS = (
-    *("query_format", "document_format", "seed", "trust_remote_code", "revision", "cache_dir"),
+    *(
+        "query_format",
+        "document_format",
+        "document_first",
+        "special_tokens_in_text",
+        "seed",
+        "trust_remote_code",
+        "revision",
+        "cache_dir",
+    ),
     *("hidden_dropout", "attention_dropout", "load_in_4bit"),
 )
 
