@@ -15,6 +15,7 @@ import rankery
 from rankery import InputError
 from rankery.evaluation.metrics import ranking_metrics
 from rankery.evaluation.runs import gains
+from rankery.evaluation.trec import TextFile, TrecFile
 from rankery.losses import lambda_rank
 
 SCORES = np.array([3.0, 2.0, 1.0, 0.0])
@@ -103,3 +104,29 @@ def test_a_grade_that_is_no_relevance(graded: dict[str, Path]) -> None:
         InputError, match=r"P\(rel=1\)@1.*its grade 1 is a label, and relevance begins above min_label, 1"
     ):
         rankery.evaluate(runs=graded["run"], qrels=graded["qrels"], min_label=1, measures="P(rel=1)@1")
+
+
+def test_files_that_change_while_they_are_read(graded: dict[str, Path], tmp_path: Path) -> None:
+    """What is known of their lines would be of others: an error, and no number, page or cleaned file."""
+    run, texts, data = (tmp_path / name for name in ("run", "texts", "data.jsonl"))
+    for target, content in ((run, graded["run"].read_text()), (texts, "d0\tone\n"), (data, graded["data"].read_text())):
+        target.write_text(content)
+    opened, found = TrecFile.run(run), TextFile(texts)
+    assert opened["q0"]["d0"] == 3
+    assert found["d0"] == "one"
+    for target in (run, texts):
+        with target.open("a") as file:
+            file.write("\n")
+    with pytest.raises(InputError, match="run: changed while it was read"):
+        opened["q0"]
+    with pytest.raises(InputError, match="texts: changed while it was read"):
+        found["d0"]
+
+    def change(problem: str) -> None:
+        data.write_text(graded["data"].read_text())
+
+    with data.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(InputError, match=r"data\.jsonl: changed while it was read"):
+        rankery.check(data, fix=tmp_path / "fixed.jsonl", say=change)
+    assert not (tmp_path / "fixed.jsonl").exists()

@@ -26,7 +26,7 @@ from rankery.checking.report import PROBLEMS_KEPT, Report
 from rankery.checking.scan import OtherScan, Scan
 from rankery.checking.scoring import judged
 from rankery.checking.texts import SCRIPTS
-from rankery.data.files import expand_paths
+from rankery.data.files import check_unchanged, expand_paths, stamp
 from rankery.data.records import LabelRange
 from rankery.errors import InputError, check_whole, option
 
@@ -91,6 +91,7 @@ def check(
     files, others = expand_paths(data), expand_paths(against) if against else []
     if fix is not None:
         check_outputs([Path(fix)], [*files, *others], overwrite)
+    stamps = {path: stamp(path) for path in [*files, *others]}
     reranker = _opened(score_with, prompt, device, dtype)
     named = model or score_with
     lengths = measure(None if named is None else str(named), max_len, prompt)
@@ -118,6 +119,8 @@ def check(
     _describe(report, scan)
     doubts = judged(reranker, files, scan, score_queries) if reranker is not None else None
     _find(report, scan, other, doubts)
+    for path, before in stamps.items():
+        check_unchanged(path, before)
     if fix is not None:
         report.fixed = write_fixed(files, Path(fix), scan, other)
     return report

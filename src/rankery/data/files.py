@@ -97,6 +97,31 @@ def content_digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+Stamp = tuple[int, int]  # bytes of a file, and when it was changed
+
+
+def stamp(file: BinaryIO | Path) -> Stamp:
+    """What a file looks like that is about to be read more than once."""
+    found = os.stat(file if isinstance(file, Path) else file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, before: Stamp, file: BinaryIO | None = None) -> None:
+    """Whether a file is still as it was when it was read first: what is known of its lines would be of others.
+
+    Args:
+        path: of the file.
+        before: its stamp.
+        file: where it is open.
+
+    Raises:
+        InputError: it has changed.
+    """
+    with named(path):
+        if stamp(path if file is None else file) != before:
+            raise InputError(f"{path}: changed while it was read; start again")
+
+
 def check_writable(file: Path) -> None:
     """What is there, the file or else the nearest folder above it, must be writable.
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from rankery.data.files import check_unchanged, stamp
 from rankery.data.lines import FIELDS, TEXTS, raw_lines, unpacked
 from rankery.data.records import MAX_COLLECTED, is_text, kind_of, parse_json
 from rankery.errors import SHOWN_CHARACTERS, InputError, cut, shown
@@ -41,6 +42,7 @@ class TrecFile:
         self._spans: dict[str, list[int]] = {}  # offset and size of each stretch of lines
         self.lines = 0
         self._file = _opened(path, FIELDS)
+        self._stamp = stamp(self._file)
         self._has_header = form == QRELS and _is_beir(self._file.readline(HEADER))
         self._file.seek(0)
         self._form = BEIR if self._has_header else form
@@ -78,6 +80,7 @@ class TrecFile:
 
     def _rows(self, query: str) -> Iterator[list[str]]:
         spans = self._spans.get(query, [])
+        check_unchanged(self.path, self._stamp, self._file)
         for offset, size in zip(spans[::2], spans[1::2], strict=True):
             self._file.seek(offset)
             yield from filter(None, map(str.split, self._file.read(size).decode().split("\n")))
@@ -152,6 +155,7 @@ class TextFile:
     def __init__(self, path: Path):
         self.path = path
         self._file = _opened(path, TEXTS)
+        self._stamp = stamp(self._file)
         self._places: dict[str, tuple[int, int]] = {}
         self._is_json: bool | None = None
         problems: list[str] = []
@@ -178,6 +182,7 @@ class TextFile:
 
     def __getitem__(self, name: str) -> str:
         offset, size = self._places[name]
+        check_unchanged(self.path, self._stamp, self._file)
         self._file.seek(offset)
         return self._parse(self._file.read(size), str(self.path))[1]
 
