@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_rows
+from conftest import ROOT, write_rows
 from safetensors.torch import load_file
 
 from rankery import InputError, train
@@ -224,3 +225,22 @@ def test_a_run_ends_with_the_loss_that_it_began_with(
     assert any(not torch.equal(finals["gain"][name], finals["top"][name]) for name in finals["gain"])
     with pytest.raises(InputError, match=r"resume: listwise_grades was 'gain' in \S+run.json, got 'top'"):
         train(settings, output_dir=str(tmp_path / "gain"), resume=True, listwise_grades="top")
+
+
+def test_the_commands_of_the_page_run(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Those of docs/losses.md, with a tiny model."""
+    from rankery.cli import main
+
+    for name in ("config", "example_data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^rankery (train .*)$", (ROOT / "docs/losses.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for command in commands:
+        small = ["epochs=1", f"model_name_or_path={bert}", "log_with=none", "max_len=64", "mixed_precision=no"]
+        assert main([*command.split(), *small]) == 0
+    said = re.findall(
+        r"listwise_ce: 3 grades, (each against the lower ones|a query's highest alone)", capsys.readouterr().out
+    )
+    assert said == ["each against the lower ones", "a query's highest alone"]

@@ -42,7 +42,8 @@ def grades(data: EncodedPairs) -> int:
 
 def learns_by_gain(config: TrainConfig, train: EncodedPairs) -> bool:
     """Whether each grade is learnt against the lower ones: labels of two grades have nothing between."""
-    return config.listwise_grades == "gain" and grades(train) > 2
+    is_used = not loss_weights(config.loss_type).keys().isdisjoint(GRADED_LOSSES)
+    return is_used and config.listwise_grades == "gain" and grades(train) > 2
 
 
 def as_begun(config: TrainConfig, begun: Mapping[str, Any]) -> tuple[TrainConfig, str]:
