@@ -352,11 +352,8 @@ def _of_results(home: Path, new: set[str]) -> str | None:
         if path.suffix == ".html" and (alive := live_markup(path.read_text(encoding="utf-8"))):
             return f"{name}: {alive}"
         if path.suffix in (".json", ".jsonl"):
-            texts = (
-                [path.read_text(encoding="utf-8")]
-                if path.suffix == ".json"
-                else path.read_text(encoding="utf-8").split("\n")[:-1]
-            )
+            whole = path.read_text(encoding="utf-8")
+            texts = [whole] if path.suffix == ".json" else filter(None, whole.split("\n"))
             for text in texts:  # NaN in a key that is kept stays what it was
                 try:
                     json.loads(text)

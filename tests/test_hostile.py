@@ -9,7 +9,7 @@ from hostile import Case, cases, live_markup, verdict
 
 import rankery
 
-PART = 25  # cases of each test: the whole run has some thousand
+PART = 12  # cases of each test: the whole run has some thousand
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,11 @@ def test_a_clean_error_or_a_good_result(seed: int, saved: Path, tmp_path: Path) 
 
 def test_a_verdict_can_be_a_finding(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leftovers, changes, tracebacks and live tags are seen."""
-    case = Case("by hand", ["check", "a.jsonl"], {"a.jsonl": b'{"query": "q", "pos": ["a"], "neg": ["b"]}\n'})
+    case = Case(
+        "by hand",
+        ["evaluate", "--baseline", "bm25", "--data", "a.jsonl"],
+        {"a.jsonl": b'{"query": "q", "pos": ["a"], "neg": ["b"]}\n'},
+    )
     assert verdict(case, tmp_path, saved) is None
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("hostile.main", lambda words: Path("left.jsonl").write_text("{") and 2)
