@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankery import __version__
-from rankery.errors import FROM_COMMAND_LINE, InputError
+from rankery.errors import FROM_COMMAND_LINE, InputError, cut
 from rankery.lifeline import Terminated, end_with_parent, terminable
 from rankery.verbs import calibrate, check, compare, demo, distil, evaluate, export, mine, rerank, score, train, tune
 
@@ -56,6 +57,9 @@ def _main(argv: Sequence[str] | None) -> int:
         _drop_output()
         return 1
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _say(InputError(f"{cut(str(error.filename))}: is too long for the name of a file"))
+            return 2
         _say(error)
         _drop_output()
         return 1

@@ -57,7 +57,8 @@ def rerank_file(
         check_outside(Path(target), [model])
         if Path(target).is_file():
             check_new_file(Path(target), overwrite)
-    check_model(model)
+    if Path(model).expanduser().is_dir():  # else a hub may be asked for it: what is here is looked at first
+        check_model(model)
     if source is not None:
         _check_requests(Path(source))
     reranker = open_reranker(model, prompt, device=device, dtype=dtype)
