@@ -869,10 +869,10 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from rankery.cli import main
 from rankery.training import checkpoint, loop, tracking
 out, original = {config["output_dir"]!r}, {home}.{name}
-def limited(*arguments):
+def limited(*arguments, **options):
     if {when}:
         resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
-    return original(*arguments)
+    return original(*arguments, **options)
 {home}.{name} = limited
 sys.exit(main(["train", *{[f"{key}={value}" for key, value in settings.items()]!r}]))
 """
