@@ -491,3 +491,12 @@ def test_mutations_of_a_run_folder(unfinished: dict, mutations: list[Mutation], 
 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     assert run_verdict(unfinished, copy, mutations[number], right, folder) == "", mutations[number].name
+
+
+@pytest.mark.slow
+def test_a_few_random_kills() -> None:
+    """`make soak` has 200."""
+    command = [sys.executable, "tests/soak.py", "--kills", "8", "--seed", "3", "--only", "saves", "finish"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^\d+ kills, 0 differences", done.stdout, re.M)
