@@ -102,9 +102,11 @@ class MeanEncoder:
                 f"{folder}: no config.json in it; expected a folder with a Hugging Face encoder and its tokenizer"
             )
         self.max_len = max_len
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = AutoModel.from_pretrained(str(folder), dtype=torch.float32).to(self.device).eval()
+        self.model = (
+            AutoModel.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=False).to(self.device).eval()
+        )
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, hidden] float32. Texts are sorted by length and padded in batches; the result does not depend on the

@@ -34,7 +34,7 @@ from rankery.models.loading import (
     set_dropout,
     warn_of_new_head,
 )
-from rankery.models.lora import base_and_hub, load_adapters
+from rankery.models.lora import Source, find_source, labels_of_adapters, load_adapters
 from rankery.models.reranker import Reranker
 from rankery.models.scorer import Scorer
 from rankery.models.sizes import check_size
@@ -65,6 +65,7 @@ class CrossEncoder(Reranker):
         hidden_dropout: float | None = None,
         attention_dropout: float | None = None,
         load_in_4bit: bool = False,
+        base_model: str | None = None,
     ) -> CrossEncoder:
         """Loads a reranker, or a base encoder with a new head.
 
@@ -84,6 +85,7 @@ class CrossEncoder(Reranker):
             hidden_dropout: dropout on hidden states in training; None: the model's own.
             attention_dropout: same on attention probabilities.
             load_in_4bit: keep linear layers in 4 bits (NF4), through bitsandbytes.
+            base_model: of a folder of adapters, where their base is now; None: where their configuration says.
 
         Raises:
             InputError: no such model, one that is a decoder, arguments that contradict the contract, or scores that do.
@@ -100,9 +102,9 @@ class CrossEncoder(Reranker):
         check_whole("num_labels", num_labels)
         num_labels = num_labels or (contract or {}).get("num_labels")
         with loading(model_name_or_path):
-            model, tokenizer = _load(
-                model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
-            )
+            source = find_source(model_name_or_path, hub, base_model)
+            dropout = (hidden_dropout, attention_dropout)
+            model, tokenizer = _load(model_name_or_path, source, num_labels, four_bit(load_in_4bit), dropout)
             if seed is None:
                 warn_of_new_head(model_name_or_path, model)
             saved = contract or {}
@@ -126,27 +128,29 @@ class CrossEncoder(Reranker):
 
 def _load(
     name: str,
+    source: Source,
     num_labels: int | None,
-    hub: dict[str, Any],
     quantized: dict[str, Any],
-    hidden_dropout: float | None,
-    attention_dropout: float | None,
+    dropout: tuple[float | None, float | None],
 ) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder or hub name, in fp32."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    base, base_hub = base_and_hub(name, hub)
+    base = source.base
     with loading(base):
-        config = AutoConfig.from_pretrained(base, **base_hub)
+        config = AutoConfig.from_pretrained(base, **source.base_hub)
         check_encoder(base, config)
+        if base != name and not has_classifier(config):
+            num_labels = num_labels or labels_of_adapters(Path(name))
         config.num_labels = choose_labels(base, config, num_labels)
-        set_dropout(config, hidden_dropout, attention_dropout)
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        set_dropout(config, *dropout)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, **source.tokenizer_hub)
         check_size(base, lambda: AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            base, config=config, **REPORTED, **base_hub, **quantized
+            base, config=config, **REPORTED, **source.base_hub, **quantized
         )
         model.new_weights = new_weights(base, model, report, has_classifier(config))
         if base != name:
-            load_adapters(model, Path(name))
+            load_adapters(model, Path(name), base, source.base_hub["revision"])
     check_tokenizer(name, tokenizer, config)
     return model, tokenizer
