@@ -17,6 +17,7 @@ from rankery.data.template import pair_template
 from rankery.errors import check_whole
 from rankery.models.calibration import read_calibration
 from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
+from rankery.models.foreign import check_foreign
 from rankery.models.loading import (
     REPORTED,
     check_encoder,
@@ -103,6 +104,8 @@ class CrossEncoder(Reranker):
         num_labels = num_labels or (contract or {}).get("num_labels")
         with loading(model_name_or_path):
             source = find_source(model_name_or_path, hub, base_model)
+            if contract is None:
+                check_foreign(source.base, is_asked=bool(query_format or document_format))
             dropout = (hidden_dropout, attention_dropout)
             model, tokenizer = _load(model_name_or_path, source, num_labels, four_bit(load_in_4bit), dropout)
             if seed is None:

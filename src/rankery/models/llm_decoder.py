@@ -20,9 +20,11 @@ from rankery.data.template import PairTemplate, Prompt, prompt_template, tokeniz
 from rankery.errors import InputError, check_whole
 from rankery.models.calibration import read_calibration
 from rankery.models.contract import PROBES, check_arguments, check_contract, read_contract
+from rankery.models.foreign import check_foreign
 from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
     REPORTED,
+    check_decoder,
     check_family,
     check_tokenizer,
     choose_device,
@@ -160,6 +162,9 @@ class LLMDecoder(Reranker):
         saved = contract or {}
         with loading(name):
             source = find_source(name, hub, base_model)
+            if contract is None:
+                given = (query_format, document_format, seq, special_token, prefix, prompt)
+                check_foreign(source.base, is_asked=any(text is not None for text in given))
             labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
             if source.base != name and reading.head == "score":
                 labels_wanted = labels_wanted or labels_of_adapters(Path(name))
@@ -278,6 +283,7 @@ def _load_model(
 
     name = source.base
     config = AutoConfig.from_pretrained(name, **source.base_hub)
+    check_decoder(name, config)
     is_reranker = has_classifier(config)
     if is_reranker and head == "yes_no":
         raise InputError(
