@@ -137,13 +137,15 @@ def _of_model(name: str, max_len: int | None, preset: str | None) -> tuple[PairT
 
     from rankery.models.contract import read_contract
     from rankery.models.loading import loading
+    from rankery.models.lora import find_source
     from rankery.models.opening import decoder_kind
     from rankery.models.prompts import resolve_prompt
 
     contract = read_contract(Path(name))
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        config = None if contract else AutoConfig.from_pretrained(name).get_text_config()
+        source = find_source(name, {"trust_remote_code": False})
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, **source.tokenizer_hub)
+        config = None if contract else AutoConfig.from_pretrained(source.base, **source.base_hub).get_text_config()
     if contract is not None:
         settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in contract["template"].items()

@@ -143,4 +143,4 @@ def _sentence_transformer(name: str, device: str | None) -> Any:
         )
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(name, device=device)
+    return SentenceTransformer(name, device=device, trust_remote_code=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankery.models.llm_decoder import LLMDecoder
+from rankery.models.lora import has_adapters
 
 if TYPE_CHECKING:
     from rankery.config import TrainConfig
@@ -128,6 +129,8 @@ than half of the room. {elsewhere}
 
 def _encoder_elsewhere(reranker: Reranker) -> str:
     template = reranker.template
+    if has_adapters(reranker.model):
+        return _adapters_elsewhere(reranker)
     plain = (template.query_format, template.document_format) == ("{}", "{}")
     formatted = (
         ""
@@ -144,9 +147,29 @@ def _encoder_elsewhere(reranker: Reranker) -> str:
     )
 
 
+def _adapters_elsewhere(reranker: Reranker) -> str:
+    """Code that puts an encoder's adapters into their base with peft alone."""
+    base = reranker.model.peft_config["default"].base_model_name_or_path
+    shown = (
+        "path/of/the/base" if Path(base).expanduser().exists() else base
+    )  # nobody else has a path of somebody's disk
+    return f"""The folder holds adapters, not their base. With peft:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+base = AutoModelForSequenceClassification.from_pretrained("{shown}", num_labels={reranker.num_labels})
+model = PeftModel.from_pretrained(base, "path/of/this/folder").eval()
+```
+
+gives the same logits for pairs within that length."""
+
+
 def _decoder_elsewhere(reranker: LLMDecoder) -> str:
     """Code that scores with transformers alone; the pieces are tokenised apart, as in training."""
     prompt, template = reranker.prompt, reranker.template
+    if has_adapters(reranker.model):
+        return "The folder holds adapters, not their base: peft puts them into it (PeftModel.from_pretrained)."
     texts = [
         f"{prompt.query_format!r}.replace('{{}}', 'my query')",
         f"{prompt.document_format!r}.replace('{{}}', 'one document')",

@@ -20,7 +20,7 @@ from rankery.models.contract_schema import ABSENT, DIGEST, changed_files, contra
 from rankery.models.folders import CONTRACT_FILE, files_in, write_whole, written_aside
 from rankery.models.golden import NO_GOLDEN, golden_of, verify_golden
 from rankery.models.golden import PROBES as PROBES
-from rankery.models.lora import has_adapters, save_adapters
+from rankery.models.lora import has_adapters, save_adapters, tied_weights
 
 if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
@@ -196,14 +196,6 @@ def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.T
     tied = tied_weights(model)
     _save_weights(aside, {name: tensor for name, tensor in state.items() if tied.get(name) not in state})
     config.save_pretrained(aside)
-
-
-def tied_weights(model: Any) -> dict[str, str]:
-    """Weights that are others under a second name: the name that transformers leaves out of a directory -> the one it keeps.
-
-    By name, since gathered and cast states hold them twice, and of tensors that share memory a choice would be made by chance.
-    """
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:

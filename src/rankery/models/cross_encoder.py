@@ -18,6 +18,7 @@ from rankery.data.tokens import Reading as TextReading
 from rankery.errors import check_whole
 from rankery.models.calibration import read_calibration
 from rankery.models.contract import PROBES, check_arguments, check_contract, check_reading, read_contract
+from rankery.models.foreign import check_foreign
 from rankery.models.loading import (
     REPORTED,
     check_encoder,
@@ -34,7 +35,7 @@ from rankery.models.loading import (
     set_dropout,
     warn_of_new_head,
 )
-from rankery.models.lora import base_and_hub, load_adapters
+from rankery.models.lora import Source, find_source, labels_of_adapters, load_adapters
 from rankery.models.reranker import Reranker
 from rankery.models.scorer import Scorer
 from rankery.models.sizes import check_size
@@ -68,6 +69,7 @@ class CrossEncoder(Reranker):
         hidden_dropout: float | None = None,
         attention_dropout: float | None = None,
         load_in_4bit: bool = False,
+        base_model: str | None = None,
     ) -> CrossEncoder:
         """Loads a reranker, or a base encoder with a new head.
 
@@ -90,6 +92,7 @@ class CrossEncoder(Reranker):
             hidden_dropout: dropout on hidden states in training; None: the model's own.
             attention_dropout: same on attention probabilities.
             load_in_4bit: keep linear layers in 4 bits (NF4), through bitsandbytes.
+            base_model: of a folder of adapters, where their base is now; None: where their configuration says.
 
         Raises:
             InputError: no such model, one that is a decoder, arguments that contradict the contract, or scores that do.
@@ -107,10 +110,11 @@ class CrossEncoder(Reranker):
         check_whole("num_labels", num_labels)
         num_labels = num_labels or (contract or {}).get("num_labels")
         with loading(model_name_or_path):
-            quantized = four_bit(load_in_4bit, device)
-            model, tokenizer = in_own_thread(
-                _load, model_name_or_path, num_labels, hub, quantized, hidden_dropout, attention_dropout
-            )
+            source = find_source(model_name_or_path, hub, base_model)
+            if contract is None:
+                check_foreign(source.base, is_asked=bool(query_format or document_format))
+            dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit, device)
+            model, tokenizer = in_own_thread(_load, model_name_or_path, source, num_labels, quantized, dropout)
             if seed is None:
                 warn_of_new_head(model_name_or_path, model)
             saved = contract or {}
@@ -138,27 +142,29 @@ class CrossEncoder(Reranker):
 
 def _load(
     name: str,
+    source: Source,
     num_labels: int | None,
-    hub: dict[str, Any],
     quantized: dict[str, Any],
-    hidden_dropout: float | None,
-    attention_dropout: float | None,
+    dropout: tuple[float | None, float | None],
 ) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder or hub name, in fp32."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    base, base_hub = base_and_hub(name, hub)
+    base = source.base
     with loading(base):
-        config = AutoConfig.from_pretrained(base, **base_hub)
+        config = AutoConfig.from_pretrained(base, **source.base_hub)
         check_encoder(base, config)
+        if base != name and not has_classifier(config):
+            num_labels = num_labels or labels_of_adapters(Path(name))
         config.num_labels = choose_labels(base, config, num_labels)
-        set_dropout(config, hidden_dropout, attention_dropout)
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        set_dropout(config, *dropout)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, **source.tokenizer_hub)
         check_size(base, lambda: AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            base, config=config, **REPORTED, **base_hub, **quantized
+            base, config=config, **REPORTED, **source.base_hub, **quantized
         )
         model.new_weights = new_weights(base, model, report, has_classifier(config))
         if base != name:
-            load_adapters(model, Path(name))
+            load_adapters(model, Path(name), base, source.base_hub["revision"])
     check_tokenizer(name, tokenizer, config)
     return model, tokenizer

@@ -48,7 +48,7 @@ def to_sequence_classification(reranker: LLMDecoder) -> LLMDecoder:
         )
     check_family("the model", config)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config).to(torch.float32)
+    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).to(torch.float32)
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise InputError(f"the head of a {type(model).__name__} is no single linear layer: use the model as it is")
     model.base_model.load_state_dict(reranker.model.base_model.state_dict())

@@ -31,15 +31,17 @@ def load_gguf(
     """transformers unpacks the weights; a fresh model takes them, which knows nothing of their quantisation."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    unpacked = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     config = unpacked.config
     for name in ("quantization_config", "_name_or_path"):
         if hasattr(config, name):
             delattr(config, name)
     config.num_labels = num_labels
     set_dropout(config, *dropout)
-    fresh = auto_class.from_config(config).float()
+    fresh = auto_class.from_config(config, trust_remote_code=False).float()
     fresh.new_weights = frozenset()
     if auto_class is AutoModelForCausalLM:
         fresh.load_state_dict(unpacked.state_dict())

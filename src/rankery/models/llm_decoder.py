@@ -22,9 +22,11 @@ from rankery.data.tokens import tokenize
 from rankery.errors import InputError, check_whole
 from rankery.models.calibration import read_calibration
 from rankery.models.contract import PROBES, check_arguments, check_contract, check_reading, read_contract
+from rankery.models.foreign import check_foreign
 from rankery.models.gguf import find_gguf, load_gguf
 from rankery.models.loading import (
     REPORTED,
+    check_decoder,
     check_family,
     check_tokenizer,
     choose_device,
@@ -38,7 +40,7 @@ from rankery.models.loading import (
     position_limit,
     set_dropout,
 )
-from rankery.models.lora import base_and_hub, load_adapters
+from rankery.models.lora import Source, find_source, labels_of_adapters, load_adapters
 from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import Reranker, encode_pairs
 from rankery.models.scorer import LastTokenScorer, YesNoScorer
@@ -100,6 +102,7 @@ class LLMDecoder(Reranker):
         hidden_dropout: float | None = None,
         attention_dropout: float | None = None,
         load_in_4bit: bool = False,
+        base_model: str | None = None,
     ) -> LLMDecoder:
         """Loads a reranker, or a base LLM (with a new, small head, or asked for yes or no).
 
@@ -135,6 +138,7 @@ class LLMDecoder(Reranker):
             hidden_dropout: dropout on hidden states in training; None: the model's own.
             attention_dropout: same on attention probabilities.
             load_in_4bit: keep linear layers in 4 bits (NF4), through bitsandbytes.
+            base_model: of a folder of adapters, where their base is now; None: where their configuration says.
 
         Raises:
             InputError: no such model, arguments that contradict the contract, a prompt that cannot be built, words that are
@@ -164,24 +168,22 @@ class LLMDecoder(Reranker):
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
         dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit, device)
         saved = contract or {}
-        base, base_hub = base_and_hub(name, hub)
         with loading(name):
-            with loading(base):
-                labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
-                model, tokenizer = in_own_thread(
-                    _load, base, reading.head, labels_wanted, seed, base_hub, quantized, dropout
-                )
-                if base != name:
-                    from transformers import AutoTokenizer
-
-                    tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+            source = find_source(name, hub, base_model)
+            if contract is None:
+                given = (query_format, document_format, seq, special_token, prefix, prompt)
+                check_foreign(source.base, is_asked=any(text is not None for text in given))
+            labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
+            if source.base != name and reading.head == "score":
+                labels_wanted = labels_wanted or labels_of_adapters(Path(name))
+            model, tokenizer = in_own_thread(_load, source, reading.head, labels_wanted, seed, quantized, dropout)
             check_tokenizer(name, tokenizer, model.config)
             length = choose_max_len(max_len, saved.get("max_len"), position_limit(model), tokenizer, name)
             reads = special_tokens_in_text or saved.get("special_tokens_in_text")
             template = prompt_template(tokenizer, length, shown, _pad(model, tokenizer, shown), check_reading(reads))
             labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
-            if base != name:
-                load_adapters(model, Path(name))
+            if source.base != name:
+                load_adapters(model, Path(name), source.base, source.base_hub["revision"])
             reranker = cls(model, tokenizer, template, labels, shown, reading)
             in_own_thread(reranker.to, device, dtype)
             reranker.cache_dir = cache_dir
@@ -248,40 +250,31 @@ def _auto_class(head: str) -> Any:
 
 
 def _load(
-    name: str,
+    source: Source,
     head: str,
     num_labels: int | None,
     seed: int | None,
-    hub: dict[str, Any],
     quantized: dict[str, Any],
     dropout: tuple[float | None, ...],
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a folder, hub name or GGUF file, in fp32."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    folder, gguf = find_gguf(name)
-    if gguf:
-        if quantized:
-            raise InputError(
-                f"load_in_4bit: {name!r} is a GGUF file, which is unpacked; name the model's own folder instead"
-            )
-        model, tokenizer = load_gguf(folder, gguf, _auto_class(head), num_labels or 1, dropout)
-        is_reranker = False
-    else:
-        config = AutoConfig.from_pretrained(name, **hub)
-        is_reranker = has_classifier(config)
-        if is_reranker and head == "yes_no":
-            raise InputError(
-                f"model_name_or_path is {name!r}, a classification model; a yes_no head wants a language model"
-            )
-        set_dropout(config, *dropout)
-        if head == "score":
-            check_family(name, config)
-            config.num_labels = choose_labels(name, config, num_labels)
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        check_size(name, lambda: _auto_class(head).from_config(config, trust_remote_code=False))
-        model, report = _auto_class(head).from_pretrained(name, config=config, **REPORTED, **hub, **quantized)
-        model.new_weights = new_weights(name, model, report, is_reranker or head == "yes_no")
+    name = source.base
+    with loading(name):
+        folder, gguf = find_gguf(name)
+        if gguf:
+            if quantized:
+                raise InputError(
+                    f"load_in_4bit: {name!r} is a GGUF file, which is unpacked; name the model's own folder instead"
+                )
+            model, tokenizer = load_gguf(folder, gguf, _auto_class(head), num_labels or 1, dropout)
+            is_reranker = False
+        else:
+            model, is_reranker = _load_model(source, head, num_labels, quantized, dropout)
+            tokenizer = None
+        if source.tokenizer != name or tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, **source.tokenizer_hub)
     if head == "score":
         if not isinstance(getattr(model, "score", None), torch.nn.Linear):
             raise InputError(f"model_name_or_path is {name!r}, a {type(model).__name__}; expected an LLM decoder")
@@ -290,6 +283,30 @@ def _load(
             torch.manual_seed(0 if seed is None else seed)
             torch.nn.init.normal_(model.score.weight, std=1.0 / model.score.in_features)
     return model, tokenizer
+
+
+def _load_model(
+    source: Source, head: str, num_labels: int | None, quantized: dict[str, Any], dropout: tuple[float | None, ...]
+) -> tuple[Any, bool]:
+    """(model of a folder or hub name, whether it brings a score head)."""
+    from transformers import AutoConfig
+
+    name = source.base
+    config = AutoConfig.from_pretrained(name, **source.base_hub)
+    check_decoder(name, config)
+    is_reranker = has_classifier(config)
+    if is_reranker and head == "yes_no":
+        raise InputError(
+            f"model_name_or_path is {name!r}, a classification model; a yes_no head wants a language model"
+        )
+    set_dropout(config, *dropout)
+    if head == "score":
+        check_family(name, config)
+        config.num_labels = choose_labels(name, config, num_labels)
+    check_size(name, lambda: _auto_class(head).from_config(config, trust_remote_code=False))
+    model, report = _auto_class(head).from_pretrained(name, config=config, **REPORTED, **source.base_hub, **quantized)
+    model.new_weights = new_weights(name, model, report, is_reranker or head == "yes_no")
+    return model, is_reranker
 
 
 def _pad(model: Any, tokenizer: Any, prompt: Prompt) -> int:

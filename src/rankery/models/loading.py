@@ -28,6 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that w
 REPORTED: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
 EXPECTED = "expected a folder with config.json, model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
 NO_LAYER = r"(?!.*\.\d+\.).*"  # names of modules that are in no numbered layer
+UNREAD_DECODERS = ("modernbert-decoder",)
 ALIGNED_BYTES = 64  # as torch's own allocations
 # What the families call their dropout.
 DROPOUT_NAMES = {
@@ -99,11 +100,31 @@ def check_encoder(name: str, config: Any) -> None:
     Raises:
         InputError: the checkpoint is a decoder.
     """
+    if config.model_type in UNREAD_DECODERS:
+        raise InputError(_unread(name, config))
     if is_decoder_family(config):
         raise InputError(
             f"model_name_or_path is {name!r}, a decoder ({config.model_type}); expected an encoder such as BERT or XLM-RoBERTa: "
             "choose one, or set model_type=llm_decoder (in Python: LLMDecoder)"
         )
+
+
+def check_decoder(name: str, config: Any) -> None:
+    """An LLM decoder's head reads its last hidden state, with nothing between.
+
+    Raises:
+        InputError: the family has more layers there.
+    """
+    if config.model_type in UNREAD_DECODERS:
+        raise InputError(_unread(name, config))
+
+
+def _unread(name: str, config: Any) -> str:
+    return (
+        f"model_name_or_path is {name!r}, a decoder of a family ({config.model_type}) that puts a dense layer between its last hidden state "
+        "and its head, which rankery does not read, neither as llm_decoder nor as bert_encoder; choose another decoder (Qwen, Llama), "
+        "or an encoder (ModernBERT)"
+    )
 
 
 def check_family(name: str, config: Any) -> None:

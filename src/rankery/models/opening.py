@@ -9,7 +9,9 @@ from typing import Any
 
 from rankery.errors import InputError, NewHeadWarning
 from rankery.models.contract import read_contract
+from rankery.models.gguf import find_gguf
 from rankery.models.loading import has_classifier, is_decoder_family, loading
+from rankery.models.lora import adapter_settings, find_source
 from rankery.models.reranker import Reranker
 
 
@@ -35,7 +37,7 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
     if contract is not None:
         is_decoder, head = contract["model_type"] == LLMDecoder.model_type, None
     else:
-        is_decoder, head = decoder_kind(name, _of_hub(options))
+        is_decoder, head = decoder_kind(name, _of_hub(options), options.get("base_model"))
     if is_decoder:
         return LLMDecoder.from_pretrained(name, prompt=prompt, head=head, **options)
     if prompt is not None:
@@ -51,7 +53,7 @@ def open_reranker(model: str | Path, prompt: str | None = None, **options: Any) 
 def takes_prompt(model: str | Path, **options: Any) -> bool:
     """Whether it is a decoder that rankery has not saved, with a prompt of its own; `options` as for `open_reranker`."""
     name = os.path.expanduser(model)
-    return read_contract(Path(name)) is None and decoder_kind(name, _of_hub(options))[0]
+    return read_contract(Path(name)) is None and decoder_kind(name, _of_hub(options), options.get("base_model"))[0]
 
 
 def _of_hub(options: dict[str, Any]) -> dict[str, Any]:
@@ -66,19 +68,21 @@ def check_model(model: str | Path, **options: Any) -> None:
     """
     name = os.path.expanduser(model)
     if read_contract(Path(name)) is None:
-        decoder_kind(name, _of_hub(options))
+        decoder_kind(name, _of_hub(options), options.get("base_model"))
 
 
-def decoder_kind(name: str, hub: dict[str, Any]) -> tuple[bool, str | None]:
+def decoder_kind(name: str, hub: dict[str, Any], base_model: str | None = None) -> tuple[bool, str | None]:
     """(whether a model without a contract is a decoder, the head it has to be read with)."""
     from transformers import AutoConfig
 
-    from rankery.models.gguf import find_gguf
-
-    if find_gguf(name)[1]:
-        return True, "yes_no"
     with loading(name):
-        config = AutoConfig.from_pretrained(name, **hub)
+        base, base_hub, *_ = find_source(name, {"trust_remote_code": False, **hub}, base_model)
+        settings = adapter_settings(Path(name))
+        brings_head = settings is not None and settings.get("task_type") == "SEQ_CLS"
+        if find_gguf(base)[1]:
+            return True, "score" if brings_head else "yes_no"
+        with loading(base):
+            config = AutoConfig.from_pretrained(base, **base_hub)
     if not is_decoder_family(config):
         return False, None
-    return True, "score" if has_classifier(config) else "yes_no"
+    return True, "score" if brings_head or has_classifier(config) else "yes_no"
