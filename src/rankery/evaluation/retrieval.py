@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rankery.data.tokens import shortened
 from rankery.errors import InputError
 
 # Scripts written without spaces, or (Hangul) with particles joined to words: kana, Han with extensions, Hangul; Thai, Lao, Burmese,
@@ -119,6 +120,10 @@ class MeanEncoder:
     def _encode(self, texts: list[str], vectors: np.ndarray) -> None:
         import torch
 
+        if self.tokenizer.is_fast:
+            texts = shortened(
+                self.tokenizer, texts, self.max_len
+            )  # of a text of megabytes, what is kept and little more
         ids = self.tokenizer(texts, truncation=True, max_length=self.max_len)["input_ids"]
         with torch.inference_mode():
             for rows in _length_batches([len(row) for row in ids]):

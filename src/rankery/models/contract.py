@@ -141,7 +141,7 @@ def padded_scores(reranker: Reranker, pairs: Sequence[Pair]) -> torch.Tensor:
     """Logits of pairs padded to one length: other programs pad, and what is wrong about a pad has to show here too."""
     before, reranker.packing = reranker.packing, "off"
     try:
-        return reranker.compute_score(pairs)
+        return reranker.compute_score(pairs, finite=False)
     finally:
         reranker.packing = before
 
