@@ -447,7 +447,7 @@ def test_docs_examples_run(bert: Path, llama: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
     for section, name, folder in (
         ("## The document first", "Qwen/Qwen2.5-1.5B", llama),
-        ("## Control tokens in texts", "BAAI/bge-reranker-v2-m3", tmp_path / "model"),
+        ("## Control tokens in texts", "BAAI/bge-reranker-base", tmp_path / "model"),
     ):
         code = page.split(section)[1].split("```python")[1].split("```")[0]
         assert name in code
