@@ -23,6 +23,8 @@ from rankery.data.finite import check_finite
 from rankery.data.records import LabelRange
 from rankery.data.template import PairTemplate, Prompt, is_chat, pair_template
 from rankery.data.tokens import control_tokens, shortened, text_ids, tokenize
+from rankery.distilling.store import teacher_digest
+from rankery.evaluation.retrieval import MeanEncoder
 from rankery.models.reranker import encode_pairs
 
 CORPUS = [
@@ -275,7 +277,7 @@ def test_a_long_text_gives_the_ids_of_the_whole(kind: str, tokenizers: dict) -> 
 
 @pytest.mark.parametrize(("kind", "unit"), [("bert", "sun sea, "), ("xlmr", "red lamp "), ("qwen", "月亮，yes. ")])
 def test_of_a_text_of_megabytes_little_is_tokenised(
-    kind: str, unit: str, tokenizers: dict, monkeypatch: pytest.MonkeyPatch
+    kind: str, unit: str, tokenizers: dict, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
     real = tokens._encoder
@@ -288,6 +290,15 @@ def test_of_a_text_of_megabytes_little_is_tokenised(
     text = unit * (1_000_000 // len(unit))
     assert len(tokenize(tokenizers[kind], [text], 512)[0]) == 512
     assert sum(seen) < 30_000
+    seen.clear()
+    if kind == "bert":  # embeddings of the retrievers and baselines too
+        encoder = MeanEncoder(bert, max_len=64, device="cpu")
+        encoder.encode([text, "sun"])
+        assert sum(seen) < 30_000
+        expected = encoder.tokenizer(text, truncation=True, max_length=64)["input_ids"]
+        (cut,) = shortened(encoder.tokenizer, [text], 64)
+        assert len(cut) < 30_000
+        assert encoder.tokenizer(cut, truncation=True, max_length=64)["input_ids"] == expected
     seen.clear()
     tokenize(tokenizers["llama2"], ["red " * 5000], 16)  # one word: nothing but the whole is certain
     assert max(seen) == 20_000
@@ -373,7 +384,7 @@ def test_an_encoders_document_may_come_first(bert: Path) -> None:
     assert ids[-2] == reranker.tokenizer.convert_tokens_to_ids("sun"), "the query was cut"
 
 
-def test_digests_of_templates_stay_what_they_were(bert: Path) -> None:
+def test_digests_stay_what_they_were(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches and stores of models without the newer keys go on being found."""
     template = pair_template(AutoTokenizer.from_pretrained(bert), 24)
     assert set(template.to_dict()) == {
@@ -381,6 +392,11 @@ def test_digests_of_templates_stay_what_they_were(bert: Path) -> None:
     }  # fmt: skip
     changed = [replace(template, document_first=True), replace(template, special_tokens_in_text="literal")]
     assert len({t.fingerprint() for t in (template, *changed)}) == 3
+    reranker = CrossEncoder.from_pretrained(bert, seed=0)
+    found = teacher_digest(reranker)
+    assert found != teacher_digest(CrossEncoder.from_pretrained(bert, seed=0, document_first=True))
+    monkeypatch.setattr(CrossEncoder, "settings", lambda _: {"query_format": "{}", "document_format": "{}"})
+    assert teacher_digest(reranker) == found
 
 
 def test_no_score_that_is_no_number_ranks(tmp_path: Path) -> None:
@@ -431,7 +447,7 @@ def test_docs_examples_run(bert: Path, llama: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
     for section, name, folder in (
         ("## The document first", "Qwen/Qwen2.5-1.5B", llama),
-        ("## Control tokens in texts", "BAAI/bge-reranker-v2-m3", tmp_path / "model"),
+        ("## Control tokens in texts", "BAAI/bge-reranker-base", tmp_path / "model"),
     ):
         code = page.split(section)[1].split("```python")[1].split("```")[0]
         assert name in code

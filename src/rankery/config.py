@@ -73,7 +73,7 @@ class TrainConfig(BaseModel):
     yes_word: str | None = Field(None, description="one token that means relevant; yes_no heads only")
     no_word: str | None = Field(None, description='one token that means irrelevant; "": the logit of yes_word alone')
     prompt: Literal["qwen3-reranker", "bge-reranker-v2-gemma"] | None = Field(
-        None, description="preset of the keys above, which then stay empty; llm_decoder only"
+        None, description="preset of the prompt's keys above, which then stay empty; llm_decoder only"
     )
     instruction: str | None = Field(None, description="describes the task, where the preset has a place for it")
     hidden_dropout: float | None = Field(

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -108,7 +108,9 @@ def _look(most: int) -> int:
     return CHARACTERS_A_TOKEN * most + 4 * SPARE_CHARACTERS
 
 
-def _looks(left: Sequence[int], texts: Sequence[str], encode: Callable[[list[str]], list[Any]], most: int) -> Any:
+def _looks(
+    left: Sequence[int], texts: Sequence[str], encode: Callable[[list[str]], list[Any]], most: int
+) -> Iterator[tuple[int, int, Any]]:
     """(text, its characters looked at, their encoding), once the first `most` ids are certain; in any order."""
     characters = _look(most)
     while left:

@@ -22,6 +22,7 @@ import torch
 
 from rankery.data.tokens import tokenizer_digest
 from rankery.errors import InputError
+from rankery.models.contract import ABSENT
 from rankery.models.reranker import Reranker
 
 ORIGIN = ("_name_or_path", "transformers_version")  # of a model's config, which decide no score
@@ -34,8 +35,10 @@ def teacher_digest(reranker: Reranker) -> str:
     """Hash of everything that decides a score: weights as loaded, the model's and our settings, tokenizer, template."""
     digest = hashlib.blake2b(digest_size=16)
     config = json.loads(reranker.model.config.to_json_string(use_diff=False))
+    # Keys that are as they were before there were such keys are left out: stores stay valid.
+    settings = {key: value for key, value in reranker.settings().items() if key not in ABSENT or value != ABSENT[key]}
     described = [
-        reranker.template.to_dict(), reranker.settings(), str(type(reranker.model).__name__),
+        reranker.template.to_dict(), settings, str(type(reranker.model).__name__),
         {key: value for key, value in config.items() if key not in ORIGIN},
         [[adapter.r, adapter.lora_alpha] for adapter in getattr(reranker.model, "peft_config", {}).values()],
         tokenizer_digest(reranker.tokenizer),

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rankery.data.tokens import shortened
 from rankery.errors import InputError
 from rankery.evaluation.pooling import open_dense, pooled, read_recipe
 from rankery.models.quiet import quiet
@@ -148,6 +149,8 @@ class DenseEncoder:
         import torch
 
         texts = [text.lower() for text in texts] if self.recipe.lower_case else texts
+        if self.tokenizer.is_fast:  # of a text of megabytes, what is kept and little more
+            texts = shortened(self.tokenizer, texts, self.max_len)
         ids = self.tokenizer(texts, truncation=True, max_length=self.max_len)["input_ids"]
         # A prompt's tokens without what ends a text.
         skipped = 0 if self.recipe.include_prompt or not prompt else len(self.tokenizer(prompt)["input_ids"]) - 1
