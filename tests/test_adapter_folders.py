@@ -146,8 +146,8 @@ def test_what_is_not_applied_is_named(llama: Path, tmp_path: Path, settings: dic
     [
         ({"peft_type": "IA3"}, r"adapters of kind 'IA3'; expected LORA"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, r"sets megatron_config, which"),
-        ({"base_model_name_or_path": None}, r"say where their base is now: base_model \(--base-model\)"),
-        ({"base_model_name_or_path": "/no/such/place"}, r"'/no/such/place', which is not there; say where"),
+        ({"base_model_name_or_path": None}, r"write where their base is now into adapter_config.json"),
+        ({"base_model_name_or_path": "/no/such/place"}, r"'/no/such/place', which is not there; write where"),
         ({"bias": "all"}, r"sets bias, which"),
         ({"base_model_name_or_path": 3}, r"is no adapter configuration"),
     ],
@@ -164,11 +164,15 @@ def test_configurations_that_cannot_be_applied(bert: Path, tmp_path: Path, chang
 def test_a_base_that_has_moved_is_named(tmp_path: Path) -> None:
     expected = written_by_peft(make_bert(tmp_path / "base"), tmp_path / "adapters")
     base = (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(InputError, match="say where their base is now"):
+    with pytest.raises(InputError, match="write where their base is now"):
         open_reranker(tmp_path / "adapters")
     reranker = open_reranker(tmp_path / "adapters", base_model=str(base))
     torch.testing.assert_close(reranker.compute_score(PAIRS), expected, rtol=1e-4, atol=1e-5)
     reranker.save_pretrained(tmp_path / "again")  # knows where it was found
+    assert open_reranker(tmp_path / "again").compute_score(PAIRS).equal(reranker.compute_score(PAIRS))
+    base = base.rename(tmp_path / "moved_again")
+    file = tmp_path / "again" / "adapter_config.json"  # what every verb opens
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(base)}))
     assert open_reranker(tmp_path / "again").compute_score(PAIRS).equal(reranker.compute_score(PAIRS))
     with pytest.raises(InputError, match="is no adapter directory: leave base_model out"):
         CrossEncoder.from_pretrained(base, base_model=str(base))

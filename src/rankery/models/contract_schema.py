@@ -25,6 +25,7 @@ ABSENT = {"special_tokens_in_text": "parse", "document_first": False}
 # What config.json says beside the scores: versions, names, how it is to be run elsewhere.
 PASSING = (
     *("transformers_version", "dtype", "torch_dtype", "_name_or_path", "sentence_transformers", "id2label", "label2id"),
+    *("base_model_name_or_path", "revision"),  # of adapters, whose base may move
     *("architectures", "use_cache", "problem_type", "auto_map", "attn_implementation", "_attn_implementation"),
 )
 TEXT_ENDS = (".json", ".txt", ".jinja", ".py")  # whose line ends a version control may change
@@ -120,7 +121,7 @@ def digest_of(said: Mapping[str, Any]) -> str:
 
 
 def file_digests(folder: Path, names: list[str]) -> dict[str, str]:
-    """Hash of each file by its name; of config.json, of what it says about scores."""
+    """Hash of each file by its name; of configurations, of what they say about scores."""
     return {name: _digest(path) for name in names if name not in UNDIGESTED and (path := regular_file(folder, name))}
 
 
@@ -136,7 +137,7 @@ def changed_files(folder: Path, contract: Mapping[str, Any]) -> list[str]:
 
 
 def _digest(path: Path) -> str:
-    if path.name == "config.json":
+    if path.name in ("config.json", "adapter_config.json"):
         try:
             said = {key: value for key, value in json.loads(path.read_bytes()).items() if key not in PASSING}
         except (ValueError, AttributeError, RecursionError):

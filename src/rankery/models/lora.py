@@ -118,7 +118,8 @@ def find_source(name: str, hub: dict[str, Any], base_model: str | None = None) -
     gone = base.startswith((".", "/", "~")) and not os.path.exists(base)
     if not base or gone:
         raise InputError(
-            f"{name}: holds adapters of {base or said!r}, which is not there; say where their base is now: base_model (--base-model)"
+            f"{name}: holds adapters of {base or said!r}, which is not there; write where their base is now into "
+            f"{ADAPTER_CONFIG} (base_model_name_or_path), or in Python name it: base_model"
         )
     base_hub = {**hub, "revision": settings.get("revision") if base_model is None else None}
     has_tokenizer = any((Path(name) / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
