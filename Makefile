@@ -7,7 +7,7 @@ DEMO_OUTPUT ?= demo_run
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak lint engines bench bench-all clean
+.PHONY: help demo test test-all fuzz soak lint engines bench bench-all clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ test: lint ## lint, types and tests
 
 test-all: lint ## all tests, the slow ones too (tens of minutes)
 	$(PYTEST)
+
+fuzz: $(VENV)/.dev ## 1,580 damaged folders and malformed inputs: a clean error or an equal result (minutes)
+	RANKERY_FUZZ=10 $(PYTEST) --dist load -m fuzz
 
 soak: $(VENV)/.dev ## 200 random kills of trainings: each resumed run ends with the bytes of the whole one (ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import FUZZ
 from hostile import Case, cases, live_markup, verdict
 
 import rankery
 
-PART = 12  # cases of each test: the whole run has some thousand
+PART = 12  # cases of each test
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,8 @@ def saved(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.fuzz
+@pytest.mark.parametrize("seed", range(4 * FUZZ))
 def test_a_clean_error_or_a_good_result(seed: int, saved: Path, tmp_path: Path) -> None:
     found = [(case.name, case.words, what) for case in cases(seed, PART) if (what := verdict(case, tmp_path, saved))]
     assert not found

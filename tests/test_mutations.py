@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_bert, make_decoder, words
+from conftest import FUZZ, make_bert, make_decoder, words
 from mutations import Mutation, mutations, sample
 
 from rankery import CrossEncoder, InputError, LLMDecoder
@@ -89,15 +89,10 @@ def findings(make: Callable[[Path], None], chosen: Callable[[Path], list[Mutatio
     return [f"{one.file}: {one.what}: {problem}" for one, problem in found if problem]
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("make", KINDS)
 def test_some_damage(make: Callable[[Path], None], tmp_path: Path) -> None:
-    assert not findings(make, lambda saved: sample(saved, 12, seed=19), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", KINDS)
-def test_much_damage(make: Callable[[Path], None], tmp_path: Path) -> None:
-    assert not findings(make, lambda saved: sample(saved, 400, seed=7), tmp_path)
+    assert not findings(make, lambda saved: sample(saved, 12 * FUZZ, seed=19), tmp_path)
 
 
 def test_mutations_are_the_same_each_time(bert: Path) -> None:

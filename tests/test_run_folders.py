@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, make_data, run_python
+from conftest import FUZZ, ROOT, make_data, run_python
 from mutations_run import Mutation, run_mutations, run_verdict
 from safetensors.torch import load
 
@@ -476,10 +476,11 @@ def test_errors_of_a_full_disk_name_their_file(tmp_path: Path, monkeypatch: pyte
 
 @pytest.fixture(scope="module")
 def mutations(unfinished: dict) -> list[Mutation]:
-    return run_mutations(Path(unfinished["output_dir"]), seed=19, count=10)
+    return run_mutations(Path(unfinished["output_dir"]), seed=19, count=10 * FUZZ)
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.fuzz
+@pytest.mark.parametrize("number", range(10 * FUZZ))
 def test_mutations_of_a_run_folder(unfinished: dict, mutations: list[Mutation], tmp_path: Path, number: int) -> None:
     """A few of those that fuzzing tries: told in one line, or the weights of the run that nobody touched."""
     folder = Path(unfinished["output_dir"])

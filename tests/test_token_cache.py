@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_data
+from conftest import FUZZ, ROOT, make_data
 from mutations_run import cache_mutations
 from transformers import AutoTokenizer
 
@@ -40,7 +40,8 @@ def content(data: EncodedPairs) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in data.arrays.items()}
 
 
-@pytest.mark.parametrize("mutation", cache_mutations(7, 40), ids=lambda mutation: mutation.name)
+@pytest.mark.fuzz
+@pytest.mark.parametrize("mutation", cache_mutations(7, 40 * FUZZ), ids=lambda mutation: mutation.name)
 def test_a_damaged_cache_is_made_again(cached: tuple, tmp_path: Path, mutation) -> None:
     """And what else lies there stays."""
     whole, tokenizer, template, data = cached
