@@ -60,7 +60,12 @@ def unfinished(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
             raise Stop
 
         original, losses = loop.evaluate, iter((1.0, 0.5, 0.7))
-        patch.setattr(loop, "evaluate", lambda *arguments: {**original(*arguments), "loss": next(losses)})
+
+        def measured(*arguments: object) -> tuple[dict[str, float], bool]:
+            metrics, flat = original(*arguments)
+            return {**metrics, "loss": next(losses)}, flat
+
+        patch.setattr(loop, "evaluate", measured)
         patch.setattr(loop, "_write_final", stopped)
         with pytest.raises(Stop):
             train(config)
