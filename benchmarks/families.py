@@ -185,6 +185,7 @@ def said(text: str) -> str:
     """A message without the place of this trial, short enough for a table."""
     text = " ".join(text.replace("|", "/").split())
     text = re.sub(r"\S*/tmp\S*?: ", "", text)
+    text = re.sub(r"model_name_or_path is '\S*/tmp\S*', ", "", text)
     for mark in ("it could not be loaded: ", ".tmp-saved-"):
         text = text.partition(mark)[2] or text
     text = text.partition("; expected a model that")[0].partition("; pairs run one length")[0]
@@ -270,7 +271,7 @@ that can score a pair, built tiny with random weights, saved, and opened by rank
 - **saved**: the folder that rankery writes, opened by rankery and by transformers, scores the same (within 1e-4).
 - **refused**: rankery says in one sentence why it does not take the model.
 
-No class differs by more than {limit:g} without a word at load ({bad} do). A class of transformers that is not in this table is tried when
+Differences above {limit:g}: {bad}. A class of transformers that is not in this table is tried when
 it is loaded: four short pairs, scored alone, padded and packed; the widest layout that agrees is taken.
 
 ```python
@@ -300,7 +301,7 @@ def page(rows: list[Row]) -> str:
     counts = f"Of {len(rows)} families {len(loads)} load and score: " + ", ".join(
         f"{count} {name.replace('_', ' ')}" for name, count in layouts.items()
     )
-    bad = sum(row.difference > LIMIT for row in loads if row.difference is not None)
+    bad = ", ".join(row.family for row in loads if row.difference is not None and row.difference > LIMIT)
     lines = [
         f"| {row.family} | {row.kind} | {row.loads} | {row.layout.replace('_', ' ')} | "
         f"{'' if row.difference is None else format(row.difference, '.1g')} | {row.trains} | {row.saved} | {row.note} |"
