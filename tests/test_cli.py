@@ -45,7 +45,7 @@ def test_evaluate_takes_the_models_own_label_range(config: dict, tmp_path: Path,
     rows = [{"query": f"sun {i}", "pos": ["sun sun", "sea", "hill"], "pos_scores": [3, 1, 1]} for i in range(6)]
     data = str(write_rows(tmp_path / "graded.jsonl", rows))
     folder = str(train(config, train_dataset=data, val_dataset=None, min_label=1, max_label=3, epochs=1))
-    for words, least in (([], 0), (["--relevant-above", "0.5"], 1)):
+    for words, least in (([], 0), (["--min-label", "0"], 1)):
         main(["evaluate", "--model", folder, "--data", data, "--output", str(tmp_path / "e"), *words])
         recall = json.loads((tmp_path / "e" / "metrics.json").read_text())["MAP"]
         assert (recall == 1) >= bool(least)

@@ -74,8 +74,8 @@ def _written_before(output: Path) -> set[str]:
         pass
     # An older rankery left no list: its queries.csv says whose the files are.
     try:
-        with (output / "queries.csv").open(encoding="utf-8") as file:
-            is_evaluation = file.readline().startswith(",".join(COLUMNS))
+        with (output / "queries.csv").open(encoding="utf-8-sig", newline="") as file:
+            is_evaluation = next(csv.reader([file.readline()]), [])[: len(COLUMNS)] == list(COLUMNS)
     except (OSError, ValueError):
         return set()
     files = [path for path in output.rglob("*") if path.suffix == ".trec" or path.name in FILES]
