@@ -63,15 +63,19 @@ def check_size(name: str, build: Callable[[], Any]) -> None:
     held = _elements_held(Path(name))
     if held is None:
         return
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), suppress(Exception):
+    too_large = None
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+        suppress(Exception),
+    ):  # other errors: loading says them
         try:
             with _counted(PACKED * held + SLACK, f"{name}: config.json describes a model", held):
                 build()
         except InputError as error:
             too_large = error
-        else:
-            return
-    raise too_large
+    if too_large is not None:
+        raise too_large
 
 
 def check_config_file(name: str) -> None:
