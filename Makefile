@@ -7,7 +7,7 @@ DEMO_OUTPUT ?= demo_run
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint engines bench bench-all clean
+.PHONY: help demo test test-all soak lint engines bench bench-all clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,7 @@ $(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.demo ## fine-tune a reranker on built-in data and show what it gained
-	$(BIN)/rankery demo --output $(DEMO_OUTPUT)
+	$(BIN)/rankery demo --output $(DEMO_OUTPUT) --overwrite # of an earlier demo alone: another folder is refused
 
 lint: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .
@@ -42,6 +42,9 @@ test: lint ## lint, types and tests
 
 test-all: lint ## all tests, the slow ones too (tens of minutes)
 	$(PYTEST)
+
+soak: $(VENV)/.dev ## 200 random kills of trainings: each resumed run ends with the bytes of the whole one (ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py
 
 engines: $(VENV)/.dev ## every engine beside one process: the table of docs/engines.md (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/engine_table.py

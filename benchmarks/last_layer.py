@@ -38,7 +38,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     print(machine(), flush=True)
     for dtype in (torch.float32, torch.bfloat16) if computes_bf16() else (torch.float32,):
-        set_attention(reranker.model, torch.device("cpu"), dtype)
+        set_attention(reranker.model, torch.device("cpu"), dtype, packed=True)
         for tokens in arguments.tokens:
             batch = pack([(random.integers(1000, 20000, tokens), None) for _ in range(CPU_BUDGET // tokens)])
             for trains in (True, False):

@@ -2,13 +2,15 @@
 
     python benchmarks/losses.py wikiqa --data ../shared/data --results FILE [--precision bf16] [--losses ...] [--seeds 1 2 3]
     python benchmarks/losses.py qbqtc --data ../shared/data --results FILE --base DIR
+    python benchmarks/losses.py mediqa --data ../shared/data --results FILE --losses listwise_ce listwise_ce/top
 
 The learning rate is chosen with the first seed by nDCG@10 on dev, from the middle of the rates in the direction that gains (a rate
-beyond one that lost is not tried; `--losses point_ce@5e-5` names it, `listwise_kl+point_ce` a sum); then all seeds are trained at it
+beyond one that lost is not tried; `--losses point_ce@5e-5` names it, `listwise_kl+point_ce` a sum, and `/top` after a name
+means listwise_grades=top); then all seeds are trained at it
 and measured on test. qbqtc has no test split: a tenth of its training queries, taken out before, is its dev, and its dev file the
-test. FILE keeps each finished training, a line with the metrics of every query, so that hours of work can be stopped or shared by
+test; so it is with mediqa, whose long answers are cut at 64 tokens. FILE keeps each finished training, a line with the metrics of every query, so that hours of work can be stopped or shared by
 processes: results/losses.jsonl holds those of docs/losses.md of one epoch, and a new file measures anew. Prints a table, and each
-loss's difference from point_ce with its 95% interval (bootstrap over queries, seeds averaged).
+loss's difference from the first one named with its 95% interval (bootstrap over queries, seeds averaged).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 TEACHERS_ONLY = ("pairwise_margin_mse",)  # learns margins, which labels do not have
 SHOWN = ("nDCG@10", "MAP")
 SPLITS = ("dev", "test")
+TOP = "/top"  # after a loss's name: a query's highest grade alone
 PAIRS_A_STEP, QUERIES_A_STEP = 32, 4
 
 
@@ -55,11 +58,11 @@ class Task:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=["wikiqa", "qbqtc"])
-    parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/ and qbqtc/")
+    parser.add_argument("task", choices=["wikiqa", "qbqtc", "mediqa"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with wikiqa/, qbqtc/ and mediqa2019_qa/")
     parser.add_argument("--results", type=Path, required=True, help="file that keeps finished trainings")
     parser.add_argument("--base", type=Path, help="base model; default: the demo's")
-    parser.add_argument("--queries", type=int, help="training queries of qbqtc at most")
+    parser.add_argument("--queries", type=int, help="training queries of qbqtc or mediqa at most")
     parser.add_argument("--precision", default="no", choices=["no", "bf16"])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -74,7 +77,7 @@ def main() -> None:
         task = (
             wikiqa(arguments.data / "wikiqa")
             if arguments.task == "wikiqa"
-            else qbqtc(arguments.data / "qbqtc", Path(folder), arguments.queries)
+            else graded(arguments.task, arguments.data, Path(folder), arguments.queries)
         )
         compare(task, arguments)
 
@@ -98,11 +101,12 @@ def compare(task: Task, arguments: argparse.Namespace) -> None:
         if on_dev:
             print(f"{loss}: dev nDCG@10 " + ", ".join(f"{r:g}: {v:.4f}" for r, v in on_dev.items()), flush=True)
     print(f"\n{task.name}, {arguments.epochs} epochs, seeds {arguments.seeds}, test\n{metrics_table(rows)}\n")
-    for loss in [loss for loss in values if loss != "point_ce" and "point_ce" in values]:
+    first, *others = values
+    for loss in others:
         for key in SHOWN:
-            difference = values[loss][key] - values["point_ce"][key]
+            difference = values[loss][key] - values[first][key]
             low, high = bootstrap_interval(difference, 0)
-            print(f"{loss} - point_ce: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
+            print(f"{loss} - {first}: {key} {difference.mean():+.4f}, 95% interval {low:+.4f} to {high:+.4f}")
 
 
 def climbed(rates: list[float], value: Callable[[float], float]) -> dict[float, float]:
@@ -155,7 +159,7 @@ def trained(
 
 def parts(loss: str) -> dict[str, float]:
     """What `listwise_kl+point_ce` names: each loss with weight 1."""
-    return dict.fromkeys(loss.split("+"), 1.0)
+    return dict.fromkeys(loss.removesuffix(TOP).split("+"), 1.0)
 
 
 def measured(task: Task, key: dict[str, Any], base: Path) -> dict[str, dict[str, list[float]]]:
@@ -167,6 +171,8 @@ def measured(task: Task, key: dict[str, Any], base: Path) -> dict[str, dict[str,
         "batch_size": key.get("queries_a_step", PAIRS_A_STEP),
         "epochs": key["epochs"],
     }
+    if key["loss"].endswith(TOP):
+        settings["listwise_grades"] = "top"
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         model = tuned(task.train, Path(folder) / "out", key["seed"], key["precision"], base, 0.0, **settings)
@@ -186,17 +192,21 @@ def wikiqa(folder: Path) -> Task:
     return Task("wikiqa", train, dev, test, LabelRange(), {})
 
 
-def qbqtc(folder: Path, kept: Path, queries: int | None) -> Task:
+# The folder, the highest grade, and the tokens of a pair.
+GRADED = {"qbqtc": ("qbqtc", 2, 64), "mediqa": ("mediqa2019_qa", 3, 64)}
+
+
+def graded(task: str, data: Path, kept: Path, queries: int | None) -> Task:
     """Every tenth training query is taken out to choose the learning rate by."""
+    name, highest, max_len = GRADED[task]
+    folder = data / name
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     parts = {"dev": lines[::10], "train": [line for i, line in enumerate(lines) if i % 10][:queries]}
     for name, part in parts.items():
-        (kept / f"qbqtc_{name}.jsonl").write_text("".join(part), encoding="utf-8")
-    settings = {"max_len": 64, "max_label": 2}
-    name = f"qbqtc, {queries} queries" if queries else "qbqtc"
-    return Task(
-        name, kept / "qbqtc_train.jsonl", kept / "qbqtc_dev.jsonl", folder / "dev.jsonl", LabelRange(0, 2), settings
-    )
+        (kept / f"{task}_{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    files = (kept / f"{task}_train.jsonl", kept / f"{task}_dev.jsonl", folder / "dev.jsonl")
+    settings = {"max_len": max_len, "max_label": highest}
+    return Task(f"{task}, {queries} queries" if queries else task, *files, LabelRange(0, highest), settings)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     keep_large_blocks()
     reranker = LLMDecoder.from_pretrained(arguments.base, seed=0, dtype=torch.float32, device="cpu")
-    set_attention(reranker.model, torch.device("cpu"), torch.float32)
+    set_attention(reranker.model, torch.device("cpu"), torch.float32, packed=True)
     random, words = np.random.default_rng(0), len(reranker.tokenizer)
     head = random.integers(10, words, arguments.head_tokens)
     lengths = random.integers(30, 101, arguments.documents)

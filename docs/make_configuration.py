@@ -27,6 +27,8 @@ A configuration is a YAML file of `key: value` lines, for example config/trainin
 the file; keys given nowhere have the defaults below. An empty value means the default (of best_metric: none). Unknown keys and values of
 another type are errors, all reported at once, before anything is written. The resolved configuration is saved as
 `config.yaml` in output_dir; `rankery train --config` on that file, with another output_dir, runs the same again.
+Words that YAML readers disagree on (`yes`, `on`, `1:30`, `010`, `1_000`, dates) are texts, so a key that wants a number refuses them;
+no key may stand twice, at any depth, and a file stands for 10,000 values at most, aliases counted as often as they are used.
 
 One optimiser update sees `batch_size` x `gradient_accumulation_steps` x processes pairs. How they are cut into
 micro-batches (`token_budget`) changes speed and memory, and of the result rounding only (with dropout on, also the masks).

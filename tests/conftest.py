@@ -174,6 +174,10 @@ def spoil(model: Path, word: str) -> None:
     weights = load_file(model / "model.safetensors")
     weights["bert.embeddings.word_embeddings.weight"][tokenizer.convert_tokens_to_ids(word)] = float("nan")
     save_file(weights, model / "model.safetensors", {"format": "pt"})
+    if (model / "rankery.json").is_file():  # as an older rankery wrote it: digests would tell
+        contract = json.loads((model / "rankery.json").read_text())
+        rest = {key: value for key, value in contract.items() if not key.startswith("digest")}
+        (model / "rankery.json").write_text(json.dumps(rest))
 
 
 def words(seed: int, count: int) -> str:

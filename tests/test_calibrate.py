@@ -388,7 +388,7 @@ def test_what_a_page_does_not_replace(model: Path, dev: str) -> None:
 def test_labels_that_are_scores_want_a_threshold(model: Path, tmp_path: Path) -> None:
     rows = [{"query": f"sun {i}", "pos": ["sun", "sea", "hill"], "pos_scores": [0.9, 0.2, 0.0]} for i in range(6)]
     data = write_rows(tmp_path / "soft.jsonl", rows)
-    with pytest.raises(InputError, match="the labels are scores; expected --relevant-above"):
+    with pytest.raises(InputError, match="the labels are scores; expected relevant_above"):
         calibrate(model, data)
     assert calibrate(model, data, relevant_above=0.5).relevant == len(rows)
 

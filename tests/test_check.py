@@ -115,14 +115,15 @@ def planted(kind: str, rows: list[dict]) -> dict:
 
 
 ALONE = (
-    "empty_query", "empty_document", "duplicate_query", "repeated_document", "contradiction", "different_labels", "no_positive",
+    "empty_query", "empty_document", "duplicate_query", "repeated_document", "contradiction", "no_positive",
     "no_negative", "one_score", "near_query", "near_document", "shared_document", "cut_positive", "false_negative", "wrong_positive",
-    "label_range",
-    "all_relevant",
 )  # fmt: skip
 TOGETHER = {  # what cannot be planted alone
     "near_contradiction": {"near_contradiction", "near_document"},
-    "mixed_labels": {"mixed_labels", "label_range"},
+    "different_labels": {"different_labels", "grades"},
+    "all_relevant": {"all_relevant", "grades"},
+    "label_range": {"label_range", "grades"},
+    "mixed_labels": {"mixed_labels", "label_range", "grades"},
     "mixed_scripts_queries": {"mixed_scripts_queries", "other_script"},
     "other_script": {"other_script", "mixed_scripts_documents"},
 }
@@ -453,7 +454,7 @@ def test_more_texts_than_are_kept(tmp_path: Path) -> None:
         assert exact.count == count
         assert abs(found.count - count) < 4 * np.sqrt(count * report.scale)
     assert checked(tmp_path, rows, max_texts=1000).to_dict() == report.to_dict()
-    with pytest.raises(InputError, match="a larger --max-texts"):
+    with pytest.raises(InputError, match="a larger max_texts"):
         checked(tmp_path, rows, max_texts=1000, fix=tmp_path / "clean.jsonl")
     assert not (tmp_path / "clean.jsonl").exists()
 
@@ -573,7 +574,7 @@ def test_a_model_doubts_labels(tmp_path: Path, config: dict) -> None:
     (tmp_path / "broken.jsonl").write_text("{")
     assert rankery.check(tmp_path / "broken.jsonl", score_with=str(folder)).status == 2
     scored = [{"query": "q", "pos": ["a", "b"], "pos_scores": [0.2, 0.7]}]
-    with pytest.raises(InputError, match="--relevant-above"):
+    with pytest.raises(InputError, match="relevant_above"):
         checked(tmp_path, scored, score_with=str(folder))
 
 

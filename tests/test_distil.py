@@ -33,6 +33,7 @@ from rankery.distilling.store import Store, pair_key, teacher_digest
 from rankery.distilling.students import STUDENTS, student_configs
 from rankery.distilling.teacher import Teacher, score_file
 from rankery.models.lora import add_adapters
+from rankery.sealed import sealed
 
 
 @pytest.fixture
@@ -237,7 +238,8 @@ def test_killed_between_any_two_operations_goes_on(
             with pytest.raises(InputError, match="there already"):  # it is not taken for what this run wrote
                 score_file(teachers, [data], out)
         parts = folder / "out.jsonl.parts"
-        if not older and before == whole and not any(parts.iterdir()):  # as good as finished
+        left = {path.name for path in parts.iterdir()} if parts.exists() else {"gone"}
+        if not older and before == whole and left <= {".lock"}:  # as good as finished
             with pytest.raises(InputError, match="there already"):
                 score_file(teachers, [data], out)
             continue
@@ -425,6 +427,10 @@ def test_bad_input(model: Path, data: Path, tmp_path: Path, capsys: pytest.Captu
     parts = tmp_path / "new.jsonl.parts"
     parts.mkdir()
     (parts / "meta.json").write_text("{}")
+    assert "meta.json: is not what rankery writes there (no valid data)" in said(
+        "--data", str(data), "--output", str(tmp_path / "new.jsonl")
+    )
+    (parts / "meta.json").write_text(sealed({"data": "others"}))
     assert "half a run of other data" in said("--data", str(data), "--output", str(tmp_path / "new.jsonl"))
 
 

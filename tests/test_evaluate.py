@@ -247,7 +247,7 @@ def test_names_tell_systems_apart() -> None:
     assert names_of([System("model", "x"), System("run", "x")]) == ["x (model)", "x (run)"]
     same = [System("run", "a/x.trec"), System("run", "a/x.trec.gz"), System("model", "a/x")]
     assert names_of(same) == ["a/x.trec", "a/x.trec.gz", "x (model)"]
-    with pytest.raises(InputError, match="--baseline bm25 is there twice"):
+    with pytest.raises(InputError, match="baseline bm25 is there twice"):
         names_of([systems[2], systems[2]])
 
 
@@ -259,8 +259,9 @@ def test_slices_have_about_the_same_size_and_every_query_once(tmp_path: Path) ->
     ]  # fmt: skip
     (tmp_path / "run").write_text("a Q0 x 1 1 t\na Q0 y 2 0 t\n")
     measured = Measured(
-        ["a", "b"], np.zeros((1, 1, 2)), np.array([[2, 0]]), np.array([1, 0]), np.ones((1, 2)), np.zeros(1), []
-    )
+        ["a", "b"], np.zeros((1, 1, 2)), np.array([[2, 0]]), np.array([1, 0]), np.ones((1, 2)), np.zeros(1), [],
+        np.array([[1, 0]]), np.array([[True, False]]), np.zeros(1, bool),
+    )  # fmt: skip
     texts = Texts({"a": "four", "b": "b"}.get, {"x": "12", "y": "1234"}.get)
     found = dimensions_of(measured, TrecFile.run(tmp_path / "run"), texts, {"m": {"b"}}, {"r": np.array([2.0, np.nan])})
     assert found["query, characters"].tolist() == [4, 1]
@@ -427,10 +428,23 @@ def test_bad_words_are_all_said_and_nothing_is_written(
     (tmp_path / "qrels.txt").write_text("q0 0 d0 1\n")
     assert main(["evaluate", "--run", str(tmp_path / "run.txt"), "--qrels", str(tmp_path / "qrels.txt"), *out]) == 2
     assert "none of its 1 queries (other, ...) is among the 1 of qrels.txt (q0, ...)" in capsys.readouterr().err
-    words = ["--baseline", "bm25", "--qrels", str(tmp_path / "qrels.txt"), "--min-label", "1", "--relevant-above", "-1"]
+    words = [
+        "--baseline",
+        "bm25",
+        "--qrels",
+        str(tmp_path / "qrels.txt"),
+        "--min-label",
+        "0.5",
+        "--relevant-above",
+        "-1",
+    ]
     assert main(["evaluate", *words, "--seed", "-1", *out]) == 2
     said = capsys.readouterr().err
-    for problem in ("--min-label goes with --data", "relevant_above is -1; expected a number from 0", "seed is -1"):
+    for problem in (
+        "min_label is 0.5; expected a whole",
+        "relevant_above is -1; expected a number from 0.5",
+        "seed is -1",
+    ):
         assert problem in said
     words = ["--baseline", "bm25", "--data", config["val_dataset"], "--dtype", "float32"]
     assert main(["evaluate", *words, *out]) == 2
@@ -464,7 +478,7 @@ def test_scores_that_are_no_numbers_are_named(config: dict, model: str) -> None:
 def test_a_page_of_something_else_is_not_replaced(config: dict, model: str) -> None:
     folder = Path(model).parent
     before = (folder / "report.html").read_bytes()
-    with pytest.raises(InputError, match=r"would replace \S+report.html, which is of something else"):
+    with pytest.raises(InputError, match=r"would replace \S+report.html, which no evaluation wrote there"):
         rankery.evaluate(baselines="bm25", data=config["val_dataset"], output=folder)
     assert (folder / "report.html").read_bytes() == before
 

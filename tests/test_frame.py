@@ -265,7 +265,9 @@ def test_commands_of_the_check_guide_run(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/calibration.md", "docs/evaluation.md", "docs/training_report.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/calibration.md", "docs/evaluation.md", "docs/runs.md", "docs/training_report.md"]
+)
 def test_guides_whose_commands_follow_each_other(workplace: Path, page: str) -> None:
     """A tiny model learns its training data in a second, and nothing of other queries: it is calibrated on what it has seen."""
     shutil.copy(workplace / "example_data/binary.jsonl", workplace / "example_data/binary_dev.jsonl")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import launch, make_data, write_rows
+from conftest import launch, write_rows
 from safetensors.torch import load_file
 
 from rankery import InputError, train
@@ -89,7 +89,9 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("loss", [*GROUPED, "weighted"])
 def test_two_passes_give_the_gradient_of_one(grouped: dict, tmp_path: Path, loss: str) -> None:
     if loss == "listwise_ce":  # wants labels
-        grouped["train_dataset"] = str(make_data(tmp_path / "labels.jsonl", 9, 6))
+        rows = [json.loads(line) for line in Path(grouped["train_dataset"]).read_text().splitlines()]
+        graded = [{**row, "pos_scores": [i % 4 for i in range(len(row["pos"]))]} for row in rows]
+        grouped |= {"train_dataset": str(write_rows(tmp_path / "grades.jsonl", graded)), "max_label": 3.0}
     loss_type = {"listwise_kl": 1.0, "point_ce": 0.2} if loss == "weighted" else loss
     one = built({**grouped, **EXACT, "loss_type": loss_type}, token_budget=4096, output_dir=str(tmp_path / "one"))
     two = built({**grouped, **EXACT, "loss_type": loss_type}, token_budget=30, output_dir=str(tmp_path / "two"))

@@ -15,6 +15,7 @@ from rankery.losses import (
     lambda_rank,
     list_mle,
     listwise_ce,
+    listwise_ce_top,
     listwise_kl,
     p_list_mle,
     pairwise_margin_mse,
@@ -28,6 +29,7 @@ SIZES = (3, 1, 5, 2, 7)
 GROUPED = [name for name in LOSSES if not name.startswith("point_")]
 VARIANTS = {
     **{name: LOSSES[name] for name in GROUPED},
+    "ce of the top grade": listwise_ce_top,
     "ranknet by grade": partial(pairwise_ranknet, weight="grade"),
     "kl at temperatures": partial(listwise_kl, teacher_temperature=2.0, student_temperature=0.5),
     "lambda_rank at 3": partial(lambda_rank, ndcg_at=3),
@@ -52,6 +54,13 @@ def reference(name: str, s: list[float], t: list[float], **options: object) -> f
         losses = [(s[i] - s[j] - t[i] + t[j]) ** 2 for i, j in better]
         return sum(losses) / len(losses) if losses else None
     if name == "listwise_ce":
+        levels = sorted(set(t))[1:]
+        means = []
+        for level in levels:
+            own, lower = [s[i] for i in n if t[i] == level], [s[j] for j in n if t[j] < level]
+            means.append(sum(math.log(math.exp(x) + sum(map(math.exp, lower))) - x for x in own) / len(own))
+        return sum(a * b for a, b in zip(levels, means, strict=True)) / sum(levels) if levels else None
+    if name == "listwise_ce_top":
         best = [i for i in n if t[i] == max(t) and t[i] > 0]
         rest = [j for j in n if t[j] < max(t)]
         if not best or not rest:

@@ -52,10 +52,10 @@ def test_binary_by_hand() -> None:
 
 
 def test_grades_are_linear_gains_and_relevant_above_min_label() -> None:
-    pairs = make_pairs([1, 3, 2])  # labels 1 to 3: 1 is not relevant, yet has gain 1
+    pairs = make_pairs([1, 3, 2])  # labels 1 to 3: 1 is not relevant, and has gain 0
     metrics = ranking_metrics(pairs, np.array([3.0, 2.0, 1.0]), min_label=1)
-    gained = 1 + 3 / math.log2(3) + 2 / math.log2(4)
-    assert metrics["nDCG@10"] == pytest.approx(gained / (3 + 2 / math.log2(3) + 1 / math.log2(4)))
+    gained = 0 + 2 / math.log2(3) + 1 / math.log2(4)
+    assert metrics["nDCG@10"] == pytest.approx(gained / (2 + 1 / math.log2(3) + 0 / math.log2(4)))
     assert metrics["MRR@10"] == pytest.approx(1 / 2)
     assert metrics["MAP"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     only_three = ranking_metrics(pairs, np.array([3.0, 1.0, 2.0]), min_label=1, relevant_above=2)
@@ -152,7 +152,7 @@ def test_equals_ir_measures_on_our_files(tmp_path: Path, labels: list[float], mi
     run, qrels = tmp_path / "run.trec", tmp_path / "qrels.trec"
     write_run(run, pairs, scores, seed=5)
     write_qrels(qrels, pairs, min_label)
-    level = max(min_label, 0) + 1
+    level = 1
     measures = {nDCG @ 10: "nDCG@10", RR(rel=level) @ 10: "MRR@10", AP(rel=level): "MAP", R(rel=level) @ 5: "Recall@5"}
     read = ir_measures.calc_aggregate(
         list(measures), list(ir_measures.read_trec_qrels(str(qrels))), list(ir_measures.read_trec_run(str(run)))

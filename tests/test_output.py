@@ -72,9 +72,10 @@ def test_replaced_runs_leave_what_lies_beside_their_logs(config: dict) -> None:
     ("content", "reason"),
     [
         ("{", "Expecting property name"),
-        ("[]", "has no attribute"),
+        ("[]", "it is no JSON object"),
         ('{"command": "python train.py"}', "no valid run_id, data, batch, config"),
-        ('{"run_id": "a", "data": "b", "batch": 8, "config": {}}', "no valid data"),
+        ('{"run_id": "a", "data": "b", "batch": 8, "config": {}}', "no valid run_id, data"),
+        (f'{{"run_id": "*", "data": ["{"a" * 32}"], "batch": 8, "config": {{}}}}', "no valid run_id"),
     ],
 )
 def test_a_run_file_of_something_else(config: dict, flag: str, content: str, reason: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import WORDS, make_bert
+from conftest import VOCAB, WORDS, make_bert
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,8 @@ from rankery.data.collate import Batch, pack, pad
 from rankery.data.packing import packing_of
 from rankery.errors import InputError
 from rankery.models.budget import set_attention
-from rankery.models.packing import DECODERS, ENCODERS, PREFIX, packs
+from rankery.models.layouts import DECODERS, ENCODERS, known_family
+from rankery.models.packing import PREFIX
 from rankery.models.scorer import LastTokenScorer, Scorer
 from rankery.training.run import train
 
@@ -74,7 +75,7 @@ def test_packed_equals_padded(kind: str, inner: str) -> None:
     if kind == "gemma2" and inner == "sdpa":
         pytest.skip("its capped attention is plain products only")
     scorer = scorer_of(kind, inner)
-    assert packs(scorer.model)
+    assert known_family(scorer.model) == kind
     expected, gradients = logits_and_gradients(scorer, pad(rows(), 1))
     assert expected.std() > 1e-3
     scorer.model.set_attn_implementation(PREFIX + inner)
@@ -143,15 +144,16 @@ def test_layout(lengths: list[int]) -> None:
     packing = packing_of(lengths)
     total = sum(lengths)
     assert packing.position_ids.shape == (1, total)
-    assert packing.token[packing.place].tolist() == list(range(total))
-    assert sorted([*packing.place.tolist(), *packing.padding.tolist()]) == list(range(len(packing.token)))
-    assert sum(chunk.places for chunk in packing.chunks) == len(packing.token)
-    assert sorted(n for chunk in packing.chunks for n in chunk.lengths) == sorted(lengths)
+    layout = packing.rows
+    assert layout.token[layout.place].tolist() == list(range(total))
+    assert sorted([*layout.place.tolist(), *layout.padding.tolist()]) == list(range(len(layout.token)))
+    assert sum(chunk.places for chunk in layout.chunks) == len(layout.token)
+    assert sorted(n for chunk in layout.chunks for n in chunk.lengths) == sorted(lengths)
     assert (packing.last - packing.first + 1).tolist() == lengths
     at = 0
-    for chunk in packing.chunks:
+    for chunk in layout.chunks:
         for length in chunk.lengths:  # a row is one pair from its first token on
-            tokens = packing.token[at : at + length]
+            tokens = layout.token[at : at + length]
             assert packing.position_ids[0, tokens].tolist() == list(range(length))
             assert int(tokens[-1]) - int(tokens[0]) == length - 1
             at += chunk.width
@@ -183,10 +185,10 @@ def test_prediction_packs_and_threads_do_not_meet(tmp_path: Path) -> None:
 
 def test_families_that_cannot(tmp_path: Path, config: dict) -> None:
     mean = scorer_of("modernbert", "sdpa", classifier_pooling="mean")
-    assert not packs(mean.model)
-    set_attention(mean.model, torch.device("cpu"), torch.float32)
+    assert known_family(mean.model) is None
+    set_attention(mean.model, torch.device("cpu"), torch.float32, packed=False)
     assert mean.model.config._attn_implementation == "sdpa"
-    deberta = transformers.AutoConfig.for_model("deberta-v2", **ENCODER)
+    deberta = transformers.AutoConfig.for_model("deberta-v2", **{**ENCODER, "vocab_size": len(VOCAB)})
     transformers.AutoModel.from_config(deberta).save_pretrained(tmp_path / "deberta")
     transformers.AutoTokenizer.from_pretrained(config["model_name_or_path"]).save_pretrained(tmp_path / "deberta")
     with pytest.raises(InputError, match="packing is on, but models of type deberta-v2 cannot"):

@@ -21,7 +21,9 @@ from transformers import MPNetConfig, MPNetModel
 from rankery import CrossEncoder, InputError, train
 from rankery.config import dump_config, load_config
 from rankery.models.scorer import Scorer
+from rankery.sealed import read_sealed, sealed
 from rankery.training import engine, loop, offload
+from rankery.training.checkpoint import State
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -36,7 +38,7 @@ def assert_equal_runs(left: Path, right: Path) -> None:
 
 
 def test_learns_and_writes_what_the_contract_says(config: dict) -> None:
-    folder = train(config, epochs=12)
+    folder = train(config, epochs=12, hidden_dropout=0.0, attention_dropout=0.0)  # what it learns hangs on no mask
     assert folder == Path(config["output_dir"]) / "model"
     rows = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
     before, after = rows[0], [row for row in rows if "val/loss" in row][-1]
@@ -373,13 +375,10 @@ def test_damaged_checkpoints(config: dict, capsys: pytest.CaptureFixture) -> Non
 @pytest.mark.parametrize(
     ("foreign", "why"),
     [
-        ("{}", "state.json lacks best, best_metrics, best_step"),
-        (
-            '{"step": 12, "files": {}}',
-            "state.json lacks best, best_metrics, best_step",
-        ),  # says that it has nothing to check
-        ("[]", "object is not a mapping"),
-        ("null", "object is not a mapping"),
+        ("{}", "no valid step, updates, metrics_bytes, best, best_step"),
+        ('{"step": 12, "files": {}}', "no valid updates, metrics_bytes, best"),  # says that it has nothing to check
+        ("[]", "it is no JSON object"),
+        ("null", "it is no JSON object"),
         ("\udcff", "can't decode"),
         ("another run", r"it is of run \w+, this one is \w+"),
     ],
@@ -594,7 +593,7 @@ def test_killed_before_the_folder_was_its_own(config: dict, tmp_path: Path) -> N
 def test_resumed_run_keeps_the_budget_that_it_came_down_to(config: dict, capsys: pytest.CaptureFixture) -> None:
     folder = train(config, token_budget=400).parent
     state = folder / "checkpoints" / "checkpoint_6" / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "token_budget": 100}))
+    state.write_text(sealed({**read_sealed(state, State), "token_budget": 100}))
     shutil.rmtree(folder / "checkpoints" / "checkpoint_12")
     for changes, budget in (({}, 100), ({"token_budget": 400}, 100), ({"token_budget": 200}, 200)):
         copy = folder.with_name(f"copy{budget}{len(changes)}")
@@ -846,6 +845,7 @@ def test_evaluating_and_saving_at_steps(config: dict) -> None:
         "checkpoint_12",
         "checkpoint_4",
         "checkpoint_8",
+        "published.json",
     ]
 
 
@@ -853,7 +853,7 @@ def test_evaluating_and_saving_at_steps(config: dict) -> None:
 FULL = {
     "checkpoint": ("checkpoint", "write_checkpoint", "arguments[1]['step'] > 6", "20000", {"checkpoint_3", "checkpoint_6", "best_6"}),
     "best model": ("loop", "write_model_directory", "arguments[0].name[:5] == 'best_'", "20000", {"checkpoint_3"}),
-    "final model": ("loop", "write_model_directory", "str(arguments[0]) == out + '/model'", "20000", {"checkpoint_9", "checkpoint_12", "best_"}),
+    "final model": ("loop", "write_model_directory", "arguments[0].name[:6] == 'final_'", "20000", {"checkpoint_9", "checkpoint_12", "best_"}),
     "metrics": ("tracking.Tracker", "log", "arguments[1] == 5", "os.path.getsize(out + '/metrics.jsonl') + 10", {"checkpoint_3"}),
 }  # fmt: skip
 
@@ -869,10 +869,10 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from rankery.cli import main
 from rankery.training import checkpoint, loop, tracking
 out, original = {config["output_dir"]!r}, {home}.{name}
-def limited(*arguments):
+def limited(*arguments, **options):
     if {when}:
         resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))
-    return original(*arguments)
+    return original(*arguments, **options)
 {home}.{name} = limited
 sys.exit(main(["train", *{[f"{key}={value}" for key, value in settings.items()]!r}]))
 """

@@ -16,7 +16,8 @@ from test_packing import LENGTHS, logits_and_gradients, rows, scorer_of
 from rankery.data.collate import pack, pad
 from rankery.data.packing import packing_of
 from rankery.models import varlen
-from rankery.models.packing import DECODERS, ENCODERS, PREFIX
+from rankery.models.layouts import DECODERS, ENCODERS
+from rankery.models.packing import PREFIX
 
 KINDS = [kind for kind in (*ENCODERS, *DECODERS) if kind != "gemma2"]  # its capped attention is plain products only
 calls: list[int] = []
@@ -73,7 +74,7 @@ def without_bounds(
 
 @pytest.fixture(autouse=True)
 def on_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(varlen, "_takes", lambda query: True)
+    monkeypatch.setattr(varlen, "takes", lambda device, dtype: True)
     varlen._usable.cache_clear()
     calls.clear()
     yield

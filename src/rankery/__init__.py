@@ -1,6 +1,10 @@
 """rankery: fine-tune, distil, evaluate and run text rerankers. Heavy imports wait until a name is used."""
 
-from __future__ import annotations
+import os  # there since Python started, as sys is
+import sys
+
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()]:
+    sys.path.pop(0)  # `python -m rankery.cli` put the current folder first; see start.py
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

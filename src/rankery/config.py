@@ -18,8 +18,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rankery.config_rules import contradictions
-from rankery.config_yaml import Dumper, Loader, read_yaml
-from rankery.errors import InputError
+from rankery.config_yaml import Dumper, parse_yaml, read_yaml
+from rankery.errors import InputError, cut, shown
 
 ALIASES = {"epoch": "epochs"}
 # What other tools call our keys; for the hint of an error message only.
@@ -108,7 +108,7 @@ class TrainConfig(BaseModel):
     max_label: float = Field(1.0, description="largest label in the data")
     min_label: float = Field(0.0, description="smallest label in the data")
     dataset_cache_dir: str | None = Field(None, description="folder of tokenised data; empty: the user's cache folder")
-    num_workers: int = Field(0, ge=0, description="worker processes that prepare batches")
+    num_workers: int = Field(0, ge=0, le=256, description="worker processes that prepare batches, 256 at most")
     # Training
     output_dir: str = Field(description="folder of the final model, checkpoints and logs")
     loss_type: str | dict[str, Annotated[float, Field(gt=0)]] = Field(
@@ -121,6 +121,11 @@ class TrainConfig(BaseModel):
         None,
         description="leave out documents of neg whose neg_scores are above the best of pos_scores less this; listwise_ce then learns "
         "the lists; empty: none",
+    )
+    listwise_grades: Literal["gain", "top"] = Field(
+        "gain",
+        description="of listwise_ce and listwise_kl, where labels have more than two grades: gain learns each grade against the "
+        "lower ones, top a query's highest grade alone",
     )
     ranknet_weight: Literal["none", "grade"] = Field(
         "none", description="of pairwise_ranknet: grade weighs two documents by the difference of their labels"
@@ -229,25 +234,27 @@ def parse_value(key: str, text: str) -> Any:
     others = tuple(mark for kind, mark in OPENS.items() if kind in TEXTS.get(key, ()))
     if key in TEXTS and not text.startswith(others):
         return text if text or key in EMPTY_MEANS_EMPTY else None
-    return yaml.load(text, Loader)
+    return parse_yaml(text, f"command line: {cut(key)} is {shown(text)}, which", lines=False)[1]
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`key=value` words (a leading -- is allowed) as a dictionary.
 
     Raises:
-        InputError: words of another form.
+        InputError: words of another form, a key twice.
     """
     problems: list[str] = []
     values: dict[str, Any] = {}
     for word in arguments:
         key, equals, text = word.removeprefix("--").partition("=")
+        if key in values:
+            problems.append(f"command line: {key} is set twice; keep one")
         try:
             values[key] = parse_value(ALIASES.get(key, key), text)
-        except yaml.YAMLError as error:
-            problems.append(f"command line: {key} is {text!r}, which is not YAML: {' '.join(str(error).split())}")
+        except InputError as error:
+            problems += error.problems
         if not equals:
-            problems.append(f"command line: got {word!r}; expected key=value, for example lr=5e-5")
+            problems.append(f"command line: got {shown(word)}; expected key=value, for example lr=5e-5")
     if problems:
         raise InputError(problems)
     return values
@@ -304,7 +311,9 @@ def load_config(
                 problems.append(f"{key} is not set; expected: {known[key].description}")
             else:
                 name = key + _inner(values[key], detail["loc"][1:])
-                problems.append(f"{place}: {name} is {detail['input']!r}; {detail['msg']} ({known[key].description})")
+                problems.append(
+                    f"{place}: {name} is {shown(detail['input'])}; {detail['msg']} ({known[key].description})"
+                )
     problems += [text for keys, text in contradictions(config, places) if not bad & set(keys)]
     if problems:
         raise InputError(problems)

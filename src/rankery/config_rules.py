@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rankery.objective import ALIASES, LOSSES, OPTIONS, is_grouped, loss_weights
+from rankery.objective import ALIASES, GRADED_LOSSES, LOSSES, OPTIONS, is_grouped, loss_weights
 
 if TYPE_CHECKING:
     from rankery.config import TrainConfig
@@ -147,6 +147,12 @@ def _loss_problems(config: TrainConfig, problem: Callable[[tuple[str, ...], str]
                     (key, "loss_type"),
                     f"{key} is {getattr(config, key)!r}, but loss_type is {config.loss_type!r}; it belongs to {loss}",
                 )
+    if config.listwise_grades != "gain" and not set(GRADED_LOSSES) & set(names):
+        problem(
+            ("listwise_grades", "loss_type"),
+            f"listwise_grades is {config.listwise_grades}, but loss_type is {config.loss_type!r}; it belongs to "
+            f"{' and '.join(GRADED_LOSSES)}",
+        )
     if config.train_group_size is not None and not is_grouped(config.loss_type):
         problem(
             ("train_group_size", "loss_type"),

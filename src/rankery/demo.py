@@ -32,11 +32,15 @@ SETTINGS = {
 }
 
 
-def run_demo(folder: Path) -> None:
+def run_demo(folder: Path, overwrite: bool = False) -> None:
     """Builds the data, fine-tunes, evaluates, prints the table and how to use the model.
 
+    Args:
+        folder: to write; a demo that was stopped there begins again.
+        overwrite: replace a demo that is finished.
+
     Raises:
-        InputError: the base model is not installed, or `folder` holds something else.
+        InputError: the base model is not installed, or `folder` holds something else, or a finished demo.
     """
     from rankery import CrossEncoder, train
     from rankery.models.budget import computes_bf16
@@ -44,6 +48,11 @@ def run_demo(folder: Path) -> None:
     begun = time.perf_counter()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).is_file():
         raise InputError(f"{folder} holds something else; choose another folder: rankery demo --output DIR")
+    if (folder / "run" / "model").exists() and not overwrite:
+        raise InputError(
+            f"{folder} holds a finished demo, with its model in {folder / 'run' / 'model'}; --overwrite makes it again, --output DIR "
+            "another one"
+        )
     base = base_model_path()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text("Written by rankery demo, which may overwrite data/ and run/ here.\n")

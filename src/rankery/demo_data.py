@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rankery.data.files import named
 from rankery.errors import InputError
 
 # Not the library that users read: tests, an editor, examples, bundled wheels and generated help texts.
@@ -229,7 +230,7 @@ def _candidates(
 def _write(path: Path, pool: list[Docstring], chosen_of: list[Chosen], cosine: np.ndarray | None) -> dict[str, int]:
     """Labels, or with `cosine` [queries, documents] soft scores of all candidates; returns what was written."""
     counts = {"queries": len(chosen_of), "relevant": len(chosen_of), **dict.fromkeys(SOURCES, 0)}
-    with path.open("w", encoding="utf-8") as file:
+    with named(path), path.open("w", encoding="utf-8") as file:
         for query, chosen in enumerate(chosen_of):
             for source, documents in chosen.items():
                 counts[source] += len(documents)

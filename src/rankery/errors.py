@@ -3,15 +3,63 @@
 A `ValueError`, so that callers need not know rankery to catch it. Each problem says where (file and line), what was
 got, what was expected and how to mend it. The alternative, raising at the first problem, makes people fix their
 data one run at a time.
+
+Contract: a message never carries a data set. Whoever shows a value shows it by `shown`, cut to SHOWN_CHARACTERS; whatever gets
+past that, the text of another library's error say, is cut here, and so are characters that a terminal would obey. Rejected: a cut
+at each place that raises, one of which is always forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import reprlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SHOWN_PROBLEMS = 20
+SHOWN_CHARACTERS = 80  # of a value
+PROBLEM_CHARACTERS = 1000  # of a problem; its beginning says where, its end what to do
+FROM_COMMAND_LINE: ContextVar[bool] = ContextVar("FROM_COMMAND_LINE", default=False)
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 2 * SHOWN_CHARACTERS
+_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 20
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: as Python spells it, cut to SHOWN_CHARACTERS, and as cheap however large it is."""
+    if isinstance(value, str | bytes):
+        return cut(repr(value[:SHOWN_CHARACTERS]))
+    try:
+        return cut(_short.repr(value))
+    except ValueError:  # an integer of more digits than Python spells
+        return "a number of thousands of digits"
+
+
+def cut(text: str) -> str:
+    """A text as messages show it, cut to SHOWN_CHARACTERS."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+
+
+def option(name: str, in_python: str | None = None) -> str:
+    """A parameter as the reader knows it: `min_label`, or `--min-label` on the command line."""
+    return f"--{name.replace('_', '-')}" if FROM_COMMAND_LINE.get() else in_python or name
+
+
+def _bounded(problem: str) -> str:
+    """A problem of PROBLEM_CHARACTERS at most, without characters that terminals obey; line breaks stay."""
+    if len(problem) > PROBLEM_CHARACTERS:
+        problem = f"{problem[: PROBLEM_CHARACTERS - 305]} ... {problem[-300:]}"
+    if problem.isprintable():
+        return problem
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in problem
+    )
 
 
 class InputError(ValueError):
@@ -22,7 +70,7 @@ class InputError(ValueError):
 
     def __init__(self, problems: str | Sequence[str], shared: bool = False):
         self.shared = shared
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [*map(_bounded, [problems] if isinstance(problems, str) else problems)]
         shown = self.problems[:SHOWN_PROBLEMS]
         if len(self.problems) > len(shown):
             shown.append(f"... and {len(self.problems) - len(shown)} more")
@@ -46,6 +94,22 @@ class NewHeadWarning(UserWarning):
     """Scores come from a head that nobody has trained, and no seed says that this is wanted."""
 
 
+def attempt(what: str, function: Callable[[], T], otherwise: T) -> T:
+    """What a function returns; where it fails, `otherwise` and a warning: for steps beside a result that must not cost it.
+
+    Args:
+        what: a sentence about what is then not there.
+        function: the step.
+        otherwise: taken in its place.
+    """
+    try:
+        return function()
+    except Exception as error:  # whatever it is, the result comes first
+        said = " ".join(str(error).split())[:300]
+        warnings.warn(f"{what} ({type(error).__name__}: {said})", stacklevel=3)
+        return otherwise
+
+
 def check_whole(name: str, value: Any, least: int = 1) -> None:
     """An argument that may be left out has to be a whole number; numpy's count.
 
@@ -53,4 +117,4 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
         InputError: it is something else, or too small.
     """
     if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least):
-        raise InputError(f"{name} is {value!r}; expected a whole number from {least}, or None")
+        raise InputError(f"{name} is {shown(value)}; expected a whole number from {least}, or None")

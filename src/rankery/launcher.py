@@ -1,7 +1,7 @@
 """`rankery train --processes N --engine E`: what `accelerate launch` with one of the shipped launch files does.
 
-Contract: the command is run again in N processes by accelerate's launcher; its exit status is ours, and a signal that asks us to
-stop ends them all. The launch files in config/ are these settings with comments (a test compares them), and an installed package
+Contract: the command is run again in N processes by accelerate's launcher; its exit status is ours, a signal that asks us to stop
+ends them all, and none outlives us or the launcher, however we die. The launch files in config/ are these settings with comments (a test compares them), and an installed package
 needs none. Rejected: starting processes ourselves; accelerate and torchrun know how to end all when one fails.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rankery.errors import InputError
+from rankery.lifeline import PARENT, end_with_parent
 
 COMMON = {
     "compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, "main_training_function": "main",
@@ -60,17 +61,28 @@ def launch(processes: int, engine: str, words: Sequence[str]) -> int:
     """
     import yaml
 
+    from rankery.models.folders import write_whole
+
     if engine.startswith("zero") and find_spec("deepspeed") is None:
         raise InputError(
             f"--engine is {engine}, but DeepSpeed is not installed: pip install 'rankery[deepspeed]', or use --engine ddp or fsdp"
         )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "launch.yaml"
-        file.write_text(yaml.safe_dump({**COMMON, **ENGINES[engine], "num_processes": processes}))
-        start = "from rankery.launcher import accelerate_launch; accelerate_launch()"
+        write_whole(file, yaml.safe_dump({**COMMON, **ENGINES[engine], "num_processes": processes}))
+        start = (
+            "import sys; sys.path[:] = filter(None, sys.path); "  # without the current folder: see start.py
+            "from rankery.launcher import accelerate_launch; accelerate_launch()"
+        )
         command = [sys.executable, "-c", start, "--config_file", str(file)]
-        command += ["--main_process_port", "0", "--module", "rankery.cli", *words]  # port 0: any that is free
-        return _run_to_the_end(command, {**threads(processes, usable_cores()), **os.environ})
+        command += [
+            "--main_process_port",
+            "0",
+            str(Path(__file__).with_name("start.py")),
+            *words,
+        ]  # port 0: any that is free
+        here = {PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1"}
+        return _run_to_the_end(command, {**threads(processes, usable_cores()), **os.environ, **here})
 
 
 def usable_cores() -> int:
@@ -92,6 +104,8 @@ def accelerate_launch() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    end_with_parent()
+    os.environ[PARENT] = str(os.getpid())  # for the processes that it starts
     try:
         main()
     except ChildFailedError as error:
@@ -131,7 +145,9 @@ def _run_to_the_end(command: list[str], environment: dict[str, str] | None = Non
             signal.signal(number, handler)
     if signal.SIGINT in received:
         raise KeyboardInterrupt
-    return 128 + received[0] if received else status
+    if status < 0 and not received:
+        print(f"error: the launcher was ended by signal {-status}", file=sys.stderr)
+    return 128 + received[0] if received else status if status >= 0 else 128 - status
 
 
 def _end(launcher: subprocess.Popen[bytes]) -> None:

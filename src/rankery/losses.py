@@ -124,10 +124,33 @@ def pairwise_margin_mse(
 
 @by_size
 def listwise_ce(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax over each document and those of lower grades: -s_i + log(exp s_i + sum of exp s_j over the j with t_j < t_i).
+
+    A grade's loss is the mean over its documents, as in Gao et al. 2021; a group's loss is the mean over its grades above the
+    lowest, each weighed by its gain t (Järvelin and Kekäläinen 2002, linear gains as evaluation has them). Positives of several
+    ranks, each against the lower ones, are those of RINCE (Hoffmann et al. 2022). With two grades in a group it is
+    `listwise_ce_top`, whose arithmetic is kept for such data.
+
+    Args:
+        logits: [B], any float dtype.
+        targets: [B] labels scaled to [0, 1]: gains.
+        sizes: documents of each group, in order, [G].
+    """
+    scores, grades, real = _groups(logits, targets, sizes)
+    terms, counted, usable = _before_others(scores, grades, real, ties=False)
+    alike = ((_differences(grades) == 0) & counted[:, None, :]).sum(dim=2).clamp(min=1)
+    weights = grades * counted / alike
+    return ((terms * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=TINY)).sum(), usable.sum()
+
+
+@by_size
+def listwise_ce_top(
+    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax over a group with one positive: -s_p + log(exp s_p + sum of exp s_n over the n with t_n < t_p).
 
     The localised contrastive estimation of Gao et al. 2021. A group's positives are its documents of the highest target, if
-    that is above 0; each stands alone before the others, and the group's loss is their mean.
+    that is above 0; each stands alone before the others, and the group's loss is their mean. All lower targets are alike.
 
     Args:
         logits: [B], any float dtype.
@@ -184,7 +207,7 @@ def list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) 
         targets: [B]; only their order counts.
         sizes: documents of each group, in order, [G].
     """
-    terms, counted, usable = _plackett_luce(*_groups(logits, targets, sizes))
+    terms, counted, usable = _before_others(*_groups(logits, targets, sizes), ties=True)
     return (terms * counted).sum(), usable.sum()
 
 
@@ -200,7 +223,7 @@ def p_list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
         sizes: documents of each group, in order, [G].
     """
     scores, grades, real = _groups(logits, targets, sizes)
-    terms, counted, usable = _plackett_luce(scores, grades, real)
+    terms, counted, usable = _before_others(scores, grades, real, ties=True)
     length = real.sum(dim=1, keepdim=True)
     rank = torch.arange(1, real.shape[1] + 1, device=scores.device)
     # 2^(n - r) - 1, divided by 2^n: the same after scaling, and finite for any n.
@@ -210,7 +233,7 @@ def p_list_mle(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
     tied = ((grades[:, None, :] == grades[:, :, None]) & real[:, None, :]).sum(dim=2).clamp(min=1)
     last = (above + tied).clamp(max=real.shape[1])
     weights = (total.gather(1, last) - total.gather(1, above)) / tied * counted
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=TINY)
     return (terms * weights).sum(), usable.sum()
 
 
@@ -241,12 +264,13 @@ def lambda_rank(
     discount = (1.0 / torch.log2(rank + 2.0)) * (rank < within)
     ideal = grades.masked_fill(~real, 0.0).sort(dim=1, descending=True).values[:, :within]
     places = torch.arange(ideal.shape[1], device=scores.device)
-    best = (ideal / torch.log2(places + 2.0)).sum(dim=1).clamp(min=torch.finfo(ideal.dtype).tiny)
+    best = (ideal / torch.log2(places + 2.0)).sum(dim=1).clamp(min=TINY)
     weights = steps * _differences(discount).abs() / best[:, None, None]
     return _mean_of_pairs(F.softplus(-_differences(scores)) * weights * ordered, ordered)
 
 
 LOWEST = -1e30  # stands for minus infinity in sums of exponentials: no NaN in gradients
+TINY = torch.finfo(torch.float32).tiny
 
 
 def _groups(
@@ -285,11 +309,17 @@ def _mean_of_pairs(losses: torch.Tensor, ordered: torch.Tensor) -> tuple[torch.T
     return (losses.sum(dim=(1, 2)) / pairs.clamp(min=1)).sum(), (pairs > 0).sum()
 
 
-def _plackett_luce(
-    scores: torch.Tensor, grades: torch.Tensor, real: torch.Tensor
+def _before_others(
+    scores: torch.Tensor, grades: torch.Tensor, real: torch.Tensor, ties: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(-log of each document's chance to come before those not above it, whether it counts, [G, N]; usable groups, [G])."""
-    below = (grades[:, None, :] <= grades[:, :, None]) & real[:, None, :]
+    """(-log of each document's chance to come first of itself and the lower ones, whether it counts, [G, N]; usable groups, [G]).
+
+    With `ties` those of its own grade are among the others (Plackett and Luce's model); the lowest grade never counts.
+    """
+    steps = _differences(grades)
+    below = (steps >= 0 if ties else steps > 0) & real[:, None, :]
+    if not ties:
+        below = below | torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     chances = torch.logsumexp(scores[:, None, :].masked_fill(~below, LOWEST), dim=2) - scores
     lowest = grades.masked_fill(~real, torch.inf).amin(dim=1, keepdim=True)
     counted = real & (grades > lowest)

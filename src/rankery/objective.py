@@ -38,6 +38,7 @@ OPTIONS = {
     "listwise_kl": (("teacher_temperature", "teacher_temperature"), ("student_temperature", "student_temperature")),
     "lambda_rank": (("ndcg_at", "ndcg_at"),),
 }
+GRADED_LOSSES = ("listwise_ce", "listwise_kl")  # what they learn of more than two grades is for listwise_grades to say
 
 
 def loss_weights(loss_type: str | Mapping[str, float]) -> dict[str, float]:
@@ -89,10 +90,17 @@ class Objective:
             yield name, weight, *loss(logits, targets[:, int(name in LOGIT_LOSSES)], sizes)
 
 
-def build_objective(config: TrainConfig) -> Objective:
-    """The objective that a configuration describes."""
+def build_objective(config: TrainConfig, by_gain: bool) -> Objective:
+    """The objective that a configuration describes.
+
+    Args:
+        config: of the training.
+        by_gain: whether each grade of the labels is learnt against the lower ones. The two forms of listwise_ce are equal where
+            labels have two grades, but not to the last bit, to which a run resumes.
+    """
     terms = []
     for name, weight in loss_weights(config.loss_type).items():
+        loss = losses.listwise_ce_top if name == "listwise_ce" and not by_gain else LOSSES[name]
         options = {argument: getattr(config, key) for key, argument in OPTIONS.get(name, ())}
-        terms.append((name, weight, partial(LOSSES[name], **options) if options else LOSSES[name]))
+        terms.append((name, weight, partial(loss, **options) if options else loss))
     return Objective(tuple(terms))

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rankery.errors import InputError
+from rankery.errors import InputError, option, shown
 from rankery.launcher import launch
+from rankery.lifeline import end_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
+
+MOST_PROCESSES = 256
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ def relaunched(arguments: argparse.Namespace) -> int | None:
     Raises:
         InputError: fewer than one process, or several where a launcher runs this already.
     """
-    launched = "LOCAL_RANK" in os.environ
-    if arguments.processes < 1 or (arguments.processes > 1 and launched):
+    check_count(arguments.processes)
+    if arguments.processes > 1 and "LOCAL_RANK" in os.environ:
         raise InputError(
-            f"--processes is {arguments.processes}; expected at least 1, and nothing where a launcher runs this already"
+            f"{option('processes')} is {arguments.processes}; expected nothing where a launcher runs this already"
         )
     if arguments.processes == 1:
         return None
@@ -49,11 +52,24 @@ def relaunched(arguments: argparse.Namespace) -> int | None:
     return launch(arguments.processes, "ddp", words)
 
 
+def check_count(processes: int) -> None:
+    """Whether so many can be started on one machine.
+
+    Raises:
+        InputError: fewer than one, or more than any machine has use for, which it would not live through.
+    """
+    if not 1 <= processes <= MOST_PROCESSES:
+        raise InputError(
+            f"{option('processes')} is {shown(processes)}; expected at least 1, and {MOST_PROCESSES} at most"
+        )
+
+
 def joined() -> Group:
     """The group that a launcher has put this process into; alone without one."""
     process, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1:
         return Group()
+    end_with_parent()
     from datetime import timedelta
 
     import torch

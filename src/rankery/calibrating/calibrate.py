@@ -9,25 +9,29 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from rankery.arguments import checked
 from rankery.calibrating.fit import best_fit, fitted_without, folds_of, held_out
 from rankery.calibrating.measures import highest_precision, precision_and_recall, threshold
 from rankery.calibrating.page import calibration_page
 from rankery.calibrating.report import Calibrated, Cut, Judged, summary
-from rankery.data.files import check_new_file, expand_paths
+from rankery.data.files import check_new_file, expand_paths, written_whole
 from rankery.data.finite import check_finite
-from rankery.data.records import LabelRange, QueryRecord, check_records, pair_place, read_records
-from rankery.errors import InputError
+from rankery.data.records import MAX_COLLECTED, LabelRange, QueryRecord, check_records, pair_place, read_records
+from rankery.errors import InputError, option
 from rankery.evaluation.runs import gains, pairs_of
 from rankery.models.calibration import Calibration, check_place, evidence, write_calibration
-from rankery.models.folders import CONTRACT_FILE, write_whole
+from rankery.models.folders import CONTRACT_FILE
 
 
+@checked
 def calibrate(
     model: str | Path,
     data: str | Path | Sequence[str | Path],
@@ -83,9 +87,10 @@ def calibrate(
     labels = LabelRange(min_label=min_label, max_label=max(high, min_label + 1), strict=False)
     check_records(paths, labels)
     records = list(read_records(paths, labels))
+    _check_labels(records, labels, relevant_above is not None)
     if relevant_above is None and gains(pairs_of(records), min_label).is_soft:
         raise InputError(
-            "the labels are scores; expected --relevant-above (relevant_above): from which on documents are relevant"
+            f"the labels are scores; expected {option('relevant_above')}: from which on documents are relevant"
         )
     relevant, query, fold = _judgements(records, above, seed)
     pairs = [(record.query, document) for record in records for document in record.documents]
@@ -96,10 +101,12 @@ def calibrate(
     about = summary(judged, cuts, [path.name for path in paths])
     calibration = replace(calibration, relevant_above=above, about=about)
     result = Calibrated(calibration.kind, calibration.parameters, above, **about)
-    if html is not None:
-        Path(html).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(html), calibration_page("/".join(folder.resolve().parts[-2:]), result, judged))
-    write_calibration(folder, calibration)
+    with ExitStack() as stack:
+        if html is not None:
+            file = stack.enter_context(written_whole(Path(html)))
+            page = calibration_page("/".join(folder.resolve().parts[-2:]), result, judged)
+            file.write(page.encode("utf-8", "backslashreplace"))  # a path that is no UTF-8
+        write_calibration(folder, calibration)  # the page appears once it is written
     return result
 
 
@@ -146,6 +153,24 @@ def _check_numbers(wanted: Mapping[str, float], labels: Mapping[str, float | Non
         raise InputError(problems)
 
 
+def _check_labels(records: Sequence[QueryRecord], labels: LabelRange, has_threshold: bool) -> None:
+    """Labels outside the model's range mean something else than its own do; above it only a threshold says what.
+
+    Raises:
+        InputError: all of them.
+    """
+    highest = math.inf if has_threshold else labels.max_label
+    problems = (
+        f"{record.path}:{line}: label is {label:g}; expected a number from {labels.min_label:g} to {highest:g}, as the model has learnt; "
+        f"set {option('min_label')} to the lowest, and {option('relevant_above')} to the one from which documents are relevant"
+        for record in records
+        for line, label in zip(record.lines, record.labels, strict=True)
+        if not labels.min_label <= label <= highest
+    )
+    if first := list(islice(problems, MAX_COLLECTED)):
+        raise InputError(list(dict.fromkeys(first)))
+
+
 def _judgements(records: Sequence[QueryRecord], above: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(relevance, text of the query, fold) of each pair.
 
@@ -158,7 +183,7 @@ def _judgements(records: Sequence[QueryRecord], above: float, seed: int) -> tupl
     if relevant.all() or not relevant.any():
         which = "every" if relevant.all() else "no"
         raise InputError(
-            f"{which} document has a label above {above:g}; expected relevant and other ones: check --min-label and --relevant-above"
+            f"{which} document has a label above {above:g}; expected relevant and other ones: check {option('min_label')} and {option('relevant_above')}"
         )
     return relevant, query, fold
 

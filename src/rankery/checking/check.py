@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankery.arguments import checked
 from rankery.checking.doubts import Doubts
 from rankery.checking.findings import compare, draft, illustrated, near_drafts, of_doubts
 from rankery.checking.fix import check_outputs, check_scan
@@ -27,7 +28,7 @@ from rankery.checking.scoring import judged
 from rankery.checking.texts import SCRIPTS
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange
-from rankery.errors import InputError, check_whole
+from rankery.errors import InputError, check_whole, option
 
 MAX_TEXTS = 1 << 22
 SCORED_QUERIES = 1000
@@ -35,18 +36,19 @@ SHOWN_LABELS = 12
 BINS = 10
 
 
+@checked
 def check(
     data: str | Path | Sequence[str | Path],
     *,
     against: str | Path | Sequence[str | Path] = (),
-    model: str | None = None,
+    model: str | Path | None = None,
     max_len: int | None = None,
     prompt: str | None = None,
     min_label: float = 0.0,
     max_label: float | None = None,
     relevant_above: float | None = None,
     max_texts: int = MAX_TEXTS,
-    score_with: str | None = None,
+    score_with: str | Path | None = None,
     score_queries: int = SCORED_QUERIES,
     device: str | None = None,
     dtype: str | None = None,
@@ -90,7 +92,8 @@ def check(
     if fix is not None:
         check_outputs([Path(fix)], [*files, *others], overwrite)
     reranker = _opened(score_with, prompt, device, dtype)
-    lengths = measure(model or score_with, max_len, prompt)
+    named = model or score_with
+    lengths = measure(None if named is None else str(named), max_len, prompt)
     report = Report([str(path) for path in files], [str(path) for path in others])
 
     def note(problem: str) -> None:
@@ -105,7 +108,7 @@ def check(
     scan.is_soft = scan.is_soft and relevant_above is None
     if scan.is_soft and reranker is not None:
         raise InputError(
-            "score_with doubts labels, but the data has scores; expected --relevant-above: which of them are relevant"
+            f"score_with doubts labels, but the data has scores; expected {option('relevant_above')}: which of them are relevant"
         )
     other = OtherScan(scan) if others else None
     if other is not None:
@@ -170,7 +173,7 @@ def histogram(counts: dict[float, int]) -> list[tuple[str, int]]:
     return [(f"{low + i * width:.3g} to {low + (i + 1) * width:.3g}", count) for i, count in enumerate(bins)]
 
 
-def _opened(name: str | None, prompt: str | None, device: str | None, dtype: str | None) -> Any:
+def _opened(name: str | Path | None, prompt: str | None, device: str | None, dtype: str | None) -> Any:
     if name is None:
         return None
     from rankery.models.opening import open_reranker

@@ -69,6 +69,11 @@ def _of_lines(scan: Scan) -> Iterator[Draft]:
         wanted = [repr(end).removesuffix(".0") for end in label_range(low, high, scan.labels)]
         advice = f"train with min_label={wanted[0]} max_label={wanted[1]}"
         yield _finding("label_range", False, scan.labels_outside, scan.pair_count, what, advice), [], ""
+    middle = sum(number for label, number in scan.label_counts.items() if low < label < high)
+    if middle and all(float(label).is_integer() for label in scan.label_counts):
+        what = f"documents have grades between {low:g} and {high:g}, of {len(scan.label_counts)} in all"
+        advice = "listwise_ce and listwise_kl learn each grade against the lower ones; listwise_grades=top: a query's highest alone"
+        yield _finding("grades", False, middle, scan.pair_count, what, advice), [], ""
     plain = scan.shapes["pos"]
     if plain and len(scan.shapes) > 1 and high > 1 and not scan.labels.strict:
         what = "lines list documents without labels, among lines with labels above 1"

@@ -11,9 +11,7 @@ stand in several lines, HELD_CHARACTERS at most. Rejected: changing the file in 
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +22,10 @@ import numpy as np
 from rankery.checking.places import DOCUMENTS, Files
 from rankery.checking.scan import Scan, grades_of, pair_keys
 from rankery.checking.texts import keys_of, normalise
-from rankery.data.files import check_new_file, numbered_lines, written_whole
+from rankery.data.files import check_new_file, written_whole
+from rankery.data.lines import numbered_lines
 from rankery.data.records import QueryRecord, parse_object, parse_row
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 
 HELD_CHARACTERS = 1 << 27
 LOGGED = 100_000  # changes that are listed one by one
@@ -57,7 +56,7 @@ def check_scan(scan: Scan, against: Scan | None) -> None:
         table.whole()
     if any(table.scale > 1 for table in tables):
         raise InputError(
-            f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger --max-texts"
+            f"fix wants to know all texts, and there are more than {scan.pairs.capacity:,}; expected a larger {option('max_texts')}"
         )
 
 
@@ -101,8 +100,8 @@ class Fixer:
             try:
                 for number, line in numbered_lines(path):
                     yield from self._of_line(path, number, line)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                self._note("files left out from a damaged place on", f"{path}: {error}")
+            except InputError as error:
+                self._note("files left out, from a damaged place on or as a whole", str(error))
         yield from self._released()
 
     def _of_line(self, path: Path, number: int, line: bytes) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rankery.data.template import PairTemplate, pair_template, prompt_template
 from rankery.data.tokens import control_pattern, control_tokens, text_ids
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 
 POSITIVES = 5000
 LONGEST = 1 << 16  # lengths beyond count as this one
@@ -121,7 +121,7 @@ def measure(model: str | None, max_len: int | None, prompt: str | None = None) -
     """
     if model is None:
         if prompt is not None:
-            raise InputError(f"prompt is {prompt!r}, but no model is named; expected --model too")
+            raise InputError(f"prompt is {prompt!r}, but no model is named; expected {option('model')} too")
         template = PairTemplate((0,), (0,), (0,), None, max_len or DEFAULT_MAX_LEN, 0)
         if template.room < 2:
             raise InputError(f"max_len is {max_len}; expected at least {template.specials + 2}")

@@ -7,12 +7,11 @@ place; a pass over the bytes. Rejected: byte offsets, which compressed files lac
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rankery.data.files import numbered_lines
+from rankery.data.lines import numbered_lines
 from rankery.data.records import LabelRange, QueryRecord, parse_line
 from rankery.errors import InputError
 
@@ -60,10 +59,8 @@ class Files:
                         left -= 1
                         if not left:
                             break
-            except (OSError, EOFError, zlib.error) as error:
-                raise InputError(
-                    f"{path}: cannot be read again: {error}; expected a file that stays as it is"
-                ) from error
+            except InputError as error:
+                raise InputError(f"{error}; it was read before: expected a file that stays as it is") from error
 
 
 class Tally:

@@ -8,7 +8,6 @@ texts but a bounded sample for lengths. Relevance: labels above `relevant_above`
 from __future__ import annotations
 
 import math
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from rankery.checking.lengths import Measure
 from rankery.checking.places import DOCUMENTS, Files, Tally
 from rankery.checking.tables import Table
 from rankery.checking.texts import SCRIPTS, characters, keys_of, main_scripts, normalise, rough_tokens
-from rankery.data.files import mix, numbered_lines
+from rankery.data.files import mix
+from rankery.data.lines import numbered_lines
 from rankery.data.records import SHAPES, LabelRange, QueryRecord, parse_object, parse_row
 from rankery.errors import InputError
 
@@ -95,8 +95,9 @@ class Scan:
                         say(problem)
                     continue
                 self.add(record, row)
-        except (OSError, EOFError, zlib.error) as error:
-            say(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip")
+        except InputError as error:  # of the file, not of a line
+            for problem in error.problems:
+                say(problem)
             return
         if self.lines == before:
             say(f"{path}: is empty; expected one JSON object a line: {SHAPES}")

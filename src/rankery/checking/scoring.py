@@ -7,19 +7,22 @@ the data, which is what `rankery score` is for.
 
 from __future__ import annotations
 
-import zlib
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rankery.checking.doubts import Doubts
 from rankery.checking.places import DOCUMENTS, Files
 from rankery.checking.scan import Scan, grades_of
 from rankery.checking.texts import keys_of, normalise
-from rankery.data.files import numbered_lines
+from rankery.data.lines import numbered_lines
 from rankery.data.records import QueryRecord, parse_line
 from rankery.errors import InputError
+from rankery.evaluation.information import orders_nothing
 
 if TYPE_CHECKING:
     from rankery.models.reranker import Reranker
@@ -34,7 +37,7 @@ def judged(reranker: Reranker, paths: Sequence[Path], scan: Scan, queries: int) 
     for path in paths:
         files.open(path)
         # What cannot be read, the scan has said.
-        with suppress(OSError, EOFError, zlib.error):
+        with suppress(InputError):
             for number, line in numbered_lines(path):
                 with suppress(InputError):
                     record = parse_line(line, str(path), number, scan.labels)
@@ -45,6 +48,10 @@ def judged(reranker: Reranker, paths: Sequence[Path], scan: Scan, queries: int) 
     if not pairs:
         return Doubts()
     scores = reranker.rank_scores(reranker.compute_score(pairs, show_progress=True)).tolist()
+    if orders_nothing(np.array(scores), np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])):
+        warnings.warn(
+            "score_with gives all documents of a query (nearly) one score: it can doubt no label", stacklevel=2
+        )
     doubts, at = Doubts(), 0
     for group in groups.values():
         part = scores[at : at + len(group)]

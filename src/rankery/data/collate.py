@@ -60,9 +60,16 @@ class Work:
         return replace(self, batches=batches, targets=upload(self.targets, device))
 
 
-def pack(rows: Sequence[Row], heads: Sequence[int] | None = None, queries: Sequence[int] | None = None) -> Batch:
-    """Pairs end to end, without padding; `heads` and `queries` as for `packing_of`."""
+def pack(
+    rows: Sequence[Row], heads: Sequence[int] | None = None, queries: Sequence[int] | None = None, chunked: bool = True
+) -> Batch:
+    """Pairs end to end, without padding; `heads` and `queries` as for `packing_of`.
+
+    `chunked`: attention will want them as rows of chunks, which are laid out here; else where it asks for them after all.
+    """
     packing = packing_of([len(ids) for ids, _ in rows], heads, queries)
+    if chunked or packing.trunks:  # no kernel shares tokens
+        _ = packing.rows
 
     def joined(which: int) -> torch.Tensor:
         trunks = [rows[pair][which][:length] for pair, length in packing.trunks]  # type: ignore[index]
@@ -72,9 +79,10 @@ def pack(rows: Sequence[Row], heads: Sequence[int] | None = None, queries: Seque
     return Batch(joined(0), None, None if rows[0][1] is None else joined(1), packing)
 
 
-def pad(rows: Sequence[Row], pad_token_id: int, multiple: int = 1) -> Batch:
-    """Pairs as rows of one length."""
-    width = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
+def pad(rows: Sequence[Row], pad_token_id: int, multiple: int = 1, most: int = 0) -> Batch:
+    """Pairs as rows of one length, rounded up to a multiple, but not beyond `most`: a table of positions may end there."""
+    longest = max(len(ids) for ids, _ in rows)
+    width = max(longest, min(-(-longest // multiple) * multiple, most))
     input_ids: np.ndarray = np.full((len(rows), width), pad_token_id, dtype=np.int64)
     mask: np.ndarray = np.zeros((len(rows), width), dtype=np.int64)
     types: np.ndarray = np.zeros((len(rows), width), dtype=np.int64)
@@ -87,20 +95,22 @@ def pad(rows: Sequence[Row], pad_token_id: int, multiple: int = 1) -> Batch:
     return Batch(torch.from_numpy(input_ids), torch.from_numpy(mask), token_types)
 
 
-def collate(data: EncodedPairs, pairs: np.ndarray, layout: Layout, multiple: int = 1) -> Batch:
-    """The batch of some pairs of the data; `multiple`: what padded lengths are rounded up to."""
+def collate(data: EncodedPairs, pairs: np.ndarray, layout: Layout, multiple: int = 1, chunked: bool = True) -> Batch:
+    """The batch of some pairs of the data; `multiple`: what padded lengths are rounded up to; `chunked` as for `pack`."""
     rows = [data.build(int(pair)) for pair in pairs]
-    if layout == "padded":
-        return pad(rows, data.template.pad_token_id, multiple)
+    if layout in ("padded", "by_length"):
+        return pad(rows, data.template.pad_token_id, multiple if layout == "padded" else 1, data.template.max_len)
     if layout == "packed":
-        return pack(rows)
+        return pack(rows, chunked=chunked)
     return pack(rows, data.heads[pairs].tolist(), data.arrays["pair_query"][pairs].tolist())
 
 
-def work_of(data: EncodedPairs, micro_batch: MicroBatch, layout: Layout, multiple: int = 1) -> Work:
+def work_of(
+    data: EncodedPairs, micro_batch: MicroBatch, layout: Layout, multiple: int = 1, chunked: bool = True
+) -> Work:
     """A planned micro-batch as tensors."""
     return Work(
-        tuple(collate(data, piece, layout, multiple) for piece in micro_batch.pieces),
+        tuple(collate(data, piece, layout, multiple, chunked) for piece in micro_batch.pieces),
         torch.from_numpy(data.targets(micro_batch.pairs)),
         micro_batch.pairs,
         micro_batch.sizes,
@@ -112,9 +122,9 @@ def work_of(data: EncodedPairs, micro_batch: MicroBatch, layout: Layout, multipl
 class StepBatches(torch.utils.data.Dataset[list[Work]]):
     """Item n: what one process runs in step n of the plan. A map, so that workers may prefetch and a run may resume."""
 
-    def __init__(self, data: EncodedPairs, plan: Plan, process: int, multiple: int):
-        self.data, self.plan, self.process, self.multiple = data, plan, process, multiple
+    def __init__(self, data: EncodedPairs, plan: Plan, process: int, multiple: int, chunked: bool = True):
+        self.data, self.plan, self.process, self.multiple, self.chunked = data, plan, process, multiple, chunked
 
     def __getitem__(self, number: int) -> list[Work]:
         mine = self.plan.step(number).micro_batches[self.process]
-        return [work_of(self.data, micro_batch, self.plan.layout, self.multiple) for micro_batch in mine]
+        return [work_of(self.data, micro_batch, self.plan.layout, self.multiple, self.chunked) for micro_batch in mine]

@@ -1,20 +1,19 @@
-"""Records -> token ids on disk, tokenised once, memory-mapped ever after.
+"""Records -> token ids on disk, tokenised once, read from there ever after.
 
 Contract: `encode` gives the same arrays for the same files, tokenizer, template and label range; the key of the cache folder
-is a hash of all of them, and a folder appears whole or not at all (written aside, renamed). Each query is stored once, each
-document once a pair, both cut to the room they can ever have. Cost: one tokenisation; then a start reads sizes only, and
-resident anonymous memory does not grow with the data. Rejected: tokenising in the data loader (again every epoch, and
+is a hash of all of them, and a folder appears whole or not at all (written aside, renamed); a damaged one is made again. Each query
+is stored once, each document once a pair, both cut to the room they can ever have. Cost: one tokenisation; then a start reads
+everything once (1 GB/s) to check it, and memory grows by 60 bytes a pair, whatever the texts. Rejected: tokenising in the data loader (again every epoch, and
 lengths are unknown when steps are planned), and Arrow data sets (sequences of joined ids store each query once a document).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,14 +24,18 @@ import numpy as np
 from rankery.data.files import content_digest, text_hash
 from rankery.data.records import LabelRange, QueryRecord, read_records
 from rankery.data.template import PairTemplate
+from rankery.data.token_cache import Tokens, clear_abandoned, delete, read_meta, write_meta
 from rankery.data.tokens import text_ids, tokenizer_digest
 from rankery.errors import InputError
+from rankery.locks import hold_folder
 
-CACHE_VERSION = 4
+CACHE_VERSION = 4  # of what the arrays hold, a part of their name; runs that go on ask for the same
+CACHE_FORMAT = 5  # of the folder
 RECORDS_AT_ONCE = 512
 NAMED = 8  # lines in a message
 # Teacher scores of 0 and 1 have no logit: they are taken as this far from the ends (logits of -9.2 and 9.2).
 SCORE_FLOOR = 1e-4
+GAIN_FLOOR = np.float32(1e-8)  # a gain of 0 in logarithms: as far below 1 as a score of 0 is in logits
 # The arrays of a cache folder. Q queries, P pairs (one document each); *_tokens hold ids of all texts in a row.
 ARRAYS = {
     "query_end": "int64",  # [Q] where each query's ids end in query_tokens
@@ -44,21 +47,26 @@ ARRAYS = {
     "teacher_logit": "float32",  # [P] as in the file; NaN: the file has none
     "key": "uint64",  # [P] hash of the two texts, to break ties
     "line": "int32",  # [P] line in its file
-    "file": "uint16",  # [P] index in meta["paths"]
+    "file": "uint16",  # [P] index in the list of files
     "listed": "int8",  # [P] 1: in pos, -1: in neg, whatever its score; 0: its line has no lists
 }
+TOKENS = ("query_tokens", "document_tokens")
+FILES = tuple(f"{name}.bin" for name in (*ARRAYS, *TOKENS))
 
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Memory-mapped (query, document, label) pairs; see ARRAYS for the names and shapes of `arrays`."""
+    """(query, document, label) pairs; see ARRAYS for the names and shapes of `arrays`. Token ids are on the disk."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     template: PairTemplate
     labels: LabelRange
     paths: tuple[str, ...]
     lengths: np.ndarray  # [P] tokens of each joined, truncated pair
     heads: np.ndarray  # [P] of these, tokens of the shared prefix: pairs of one query with as many begin alike
+    by_gain: bool = (
+        False  # labels are grades: without a teacher's logits, a softmax over a query is in proportion to them
+    )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -76,12 +84,13 @@ class EncodedPairs:
 
     def targets(self, pairs: np.ndarray) -> np.ndarray:
         """What is learnt of pairs, [pairs, 2] float32: the label, scaled evenly from [min_label, max_label] to [0, 1], and the
-        teacher's logit, that of the scaled label where the file has none.
+        teacher's logit; where the file has none that of the scaled label, or of grades its logarithm.
         """
         low, high = self.labels.min_label, self.labels.max_label
         scaled = ((self.arrays["label"][pairs] - low) / (high - low)).astype(np.float32)
         logits = self.arrays["teacher_logit"][pairs]
-        return np.stack([scaled, np.where(np.isnan(logits), logit(scaled), logits)], axis=1)
+        own = np.log(np.maximum(scaled, GAIN_FLOOR)) if self.by_gain else logit(scaled)
+        return np.stack([scaled, np.where(np.isnan(logits), own, logits)], axis=1)
 
     def labelled_by_lists(self) -> EncodedPairs:
         """The same with max_label for what is listed in pos and min_label for neg; a teacher's logits stay, or become those of the
@@ -111,7 +120,7 @@ def logit(scores: np.ndarray) -> np.ndarray:
     return np.log(inside / (1 - inside))
 
 
-def _piece(tokens: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
+def _piece(tokens: Tokens, ends: np.ndarray, index: int) -> np.ndarray:
     start = ends[index - 1] if index else 0
     return tokens[start : ends[index]]
 
@@ -135,30 +144,32 @@ def cache_key(paths: list[Path], tokenizer: Any, template: PairTemplate, labels:
 
 
 def is_cached(folder: Path) -> bool:
-    """Whether a cache folder is there and whole."""
-    try:
-        sizes = json.loads((folder / "meta.json").read_text())["bytes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
+    """Whether a cache folder is there and whole; a process looks at the bytes once."""
+    return read_meta(folder, CACHE_FORMAT, FILES) is not None
 
 
 def encode(
     paths: list[Path], tokenizer: Any, template: PairTemplate, labels: LabelRange, folder: Path, progress: Any = iter
 ) -> None:
-    """Tokenises the files into `folder` unless a whole cache is there already. `progress` wraps the iterator of records."""
+    """Tokenises the files into `folder` unless a whole cache is there already. `progress` wraps the iterator of records.
+
+    Raises:
+        InputError: lines that cannot be read; the disk is full or not writable.
+    """
     if is_cached(folder):
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(folder.parent)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise InputError(f"{folder.parent}: cannot be written to: {error}; set dataset_cache_dir") from error
+    held = hold_folder(aside)
     try:
         _write(aside, progress(read_records(paths, labels)), tokenizer, template, paths)
         if not is_cached(folder):  # else another run, which may be reading it, was faster
-            if folder.exists():
-                shutil.rmtree(folder)  # half a cache, or a damaged one
+            if folder.exists() or folder.is_symlink():
+                delete(folder)  # half a cache, or a damaged one
             aside.rename(folder)
     except OSError as error:
         if not is_cached(folder):  # else another run finished the same cache first
@@ -166,17 +177,23 @@ def encode(
                 f"{folder}: tokenised data could not be written: {error}; make room, or set dataset_cache_dir"
             ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            delete(aside)
+        if held is not None:
+            os.close(held)
 
 
 def open_encoded(folder: Path, template: PairTemplate, labels: LabelRange, paths: list[Path]) -> EncodedPairs:
-    """Opens a cache folder; reads lengths, maps the rest."""
-    meta = json.loads((folder / "meta.json").read_text())
-    types = {**ARRAYS, "query_tokens": meta["token_type"], "document_tokens": meta["token_type"]}
-    arrays = {}
-    for name, dtype in types.items():
-        file = folder / f"{name}.bin"
-        arrays[name] = np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype=dtype)
+    """Opens a cache folder: token ids are read when they are asked for, the rest is held.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    meta = read_meta(folder, CACHE_FORMAT, FILES)
+    if meta is None:
+        raise InputError(f"{folder}: is no whole cache of tokenised data; start again: it is made again")
+    arrays: dict[str, Any] = {name: np.fromfile(folder / f"{name}.bin", dtype=dtype) for name, dtype in ARRAYS.items()}
+    arrays |= {name: Tokens(folder / f"{name}.bin", meta["token_type"]) for name in TOKENS}
     query_kept, document_kept = template.cut(
         arrays["query_length"][arrays["pair_query"]].astype(np.int64), arrays["document_length"].astype(np.int64)
     )
@@ -189,7 +206,7 @@ def _write(
     folder: Path, records: Iterable[QueryRecord], tokenizer: Any, template: PairTemplate, paths: list[Path]
 ) -> None:
     token_type = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
-    names = [*ARRAYS, "query_tokens", "document_tokens"]
+    names = [*ARRAYS, *TOKENS]
     files: dict[str, BinaryIO] = {name: (folder / f"{name}.bin").open("wb") for name in names}
     file_index = {str(path): index for index, path in enumerate(paths)}
     seen: dict[int, int] = {}  # pair lines: hash of a query -> its index
@@ -237,9 +254,7 @@ def _write(
     finally:
         for file in files.values():
             file.close()
-    sizes_written = {f"{name}.bin": (folder / f"{name}.bin").stat().st_size for name in names}
-    meta = {"version": CACHE_VERSION, "token_type": token_type, "bytes": sizes_written}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_meta(folder, CACHE_FORMAT, token_type, FILES)
 
 
 def _listed(record: QueryRecord) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 
 
 def check_finite(scores: Any, where: Callable[[int], str], scorer: object = "the model", shared: bool = False) -> None:
@@ -32,6 +32,6 @@ def check_finite(scores: Any, where: Callable[[int], str], scorer: object = "the
     odd = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     raise InputError(
         f"{len(odd):,} of {len(values):,} scores of {scorer} are not finite, the first at {where(int(odd[0]))}; look at these "
-        "texts, else at the model's weights; a model in float16 may want bfloat16 or float32 (--dtype)",
+        f"texts, else at the model's weights; a model in float16 may want bfloat16 or float32 ({option('dtype')})",
         shared=shared,
     )

@@ -6,7 +6,8 @@ How a step is cut (by length, under a token budget, over processes) never change
 numbers of micro-batches and of passes in each, short ones get weight-0 repeats, and the loss is divided by the step's global
 count. An example that fits the budget is never split; one that does not has a micro-batch for itself, in several passes.
 
-Padded micro-batches compute their longest pair times their number of pairs, packed ones (data/packing.py) their tokens.
+Padded micro-batches compute their longest pair times their number of pairs, packed ones (data/packing.py) their tokens. By length,
+a group of several lengths is cut into a pass for each.
 
 Cost: a permutation of n an epoch; a cut is O(examples x largest micro-batch) numpy work, well under a millisecond for 32.
 Rejected: bucketing by length over the whole epoch (steps then see one length only, which biases training), and a plain
@@ -28,8 +29,9 @@ MICRO_BATCH_OVERHEAD = 64  # fixed cost of a micro-batch, in tokens: what starti
 CUT_WINDOW = 4096  # examples cut at once; longer lists are cut window by window, in order of length
 
 
-# Pairs as rows of one length; end to end; end to end with what the documents of a query have in common computed once.
-Layout = Literal["padded", "packed", "shared"]
+# Pairs as rows padded to one length; only pairs of one length together, without padding; end to end; end to end with what the
+# documents of a query have in common computed once.
+Layout = Literal["padded", "by_length", "packed", "shared"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,6 @@ def deal(
     trunks: Trunks | None = None,
 ) -> tuple[tuple[MicroBatch, ...], ...]:
     """Cuts examples of a draw into micro-batches and deals them to processes, longest first, equally many to each."""
-    packed = layout != "padded"
 
     def cost(block: np.ndarray) -> int:
         return pass_tokens(draw.of(block), lengths, layout, trunks)
@@ -130,7 +131,9 @@ def deal(
     blocks: list[np.ndarray] = []
     for start in range(0, len(by_length), CUT_WINDOW):
         window = by_length[start : start + CUT_WINDOW]
-        if packed:
+        if layout == "by_length":
+            points = length_points(*_length_range(window, draw, lengths), draw.sizes[window], budget)
+        elif layout != "padded":
             points = fill_points(example_tokens(window, draw, lengths, layout, trunks), budget)
         else:
             points = cut_points(draw.sizes[window], draw.lengths[window], budget)
@@ -142,7 +145,7 @@ def deal(
         blocks[widest : widest + 1] = halves
         costs[widest : widest + 1] = [cost(half) for half in halves]
     order = sorted(range(len(blocks)), key=lambda i: -costs[i])
-    micro_batches = [_micro_batch(blocks[i], draw, lengths, budget, packed, trunks, costs[i]) for i in order]
+    micro_batches = [_micro_batch(blocks[i], draw, lengths, budget, layout, trunks, costs[i]) for i in order]
     while len(micro_batches) % processes:
         micro_batches.append(MicroBatch(draw.of(by_length[-1:])[:1], (1,), weight=0.0))
     rounds = [micro_batches[i : i + processes] for i in range(0, len(micro_batches), processes)]
@@ -156,16 +159,19 @@ def _micro_batch(
     draw: Draw,
     lengths: np.ndarray,
     budget: int,
-    packed: bool,
+    layout: Layout,
     trunks: Trunks | None,
     cost: int,
 ) -> MicroBatch:
     """Examples as one micro-batch; a single one that is over the budget is cut by length."""
     pairs, sizes = draw.of(block), tuple(draw.sizes[block].tolist())
-    if len(block) > 1 or len(pairs) == 1 or cost <= budget:
+    one_pass = layout != "by_length" or np.ptp(lengths[pairs]) == 0
+    if len(block) > 1 or len(pairs) == 1 or (cost <= budget and one_pass):
         return MicroBatch(pairs, sizes)
     pairs = pairs[np.argsort(-lengths[pairs], kind="stable")]
-    if not packed:
+    if layout == "by_length":
+        cuts = length_points(lengths[pairs], lengths[pairs], np.ones(len(pairs), dtype=np.int64), budget)
+    elif layout == "padded":
         cuts = cut_points(np.ones(len(pairs), dtype=np.int64), lengths[pairs], budget)
     elif trunks is None:
         cuts = fill_points(lengths[pairs], budget)
@@ -204,6 +210,26 @@ def cut_points(sizes: np.ndarray, lengths: np.ndarray, budget: int) -> Sequence[
     while at < count:
         points.append(at)
         at = int(following[at])
+    return points
+
+
+def _length_range(examples: np.ndarray, draw: Draw, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens of the shortest, of the longest pair of each example)."""
+    sizes = draw.sizes[examples]
+    shortest = np.minimum.reduceat(lengths[draw.of(examples)], np.cumsum(sizes) - sizes)
+    return shortest, draw.lengths[examples]
+
+
+def length_points(shortest: np.ndarray, longest: np.ndarray, sizes: np.ndarray, budget: int) -> Sequence[int]:
+    """Where to cut examples, sorted by falling length, so that each part has pairs of one length within the budget, or one example."""
+    points: list[int] = []
+    pairs, length = 0, -1
+    for i, (low, high, size) in enumerate(zip(shortest.tolist(), longest.tolist(), sizes.tolist(), strict=True)):
+        joins = low == high == length and (pairs + size) * high <= budget
+        if i and not joins:
+            points.append(i)
+        pairs = pairs + size if joins else size
+        length = high if low == high else -1
     return points
 
 

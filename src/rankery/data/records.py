@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankery.data.files import numbered_lines, text_hash
+from rankery.data.files import text_hash
+from rankery.data.lines import numbered_lines
 from rankery.data.spelling import misspelt
-from rankery.errors import InputError
+from rankery.errors import InputError, shown
 
 SHAPES = (
     '{"query", "pos", "neg"}, {"query", "pos", "pos_scores"}, {"query", "content", "label"} '
@@ -97,7 +97,7 @@ def pair_place(records: Sequence[QueryRecord], pair: int) -> str:
     for record in records:
         if pair < len(record.documents):
             where = f"{record.path}:{record.lines[pair]}" if record.lines else record.path
-            return f"{where}, query {record.query!r:.60}, document {record.documents[pair]!r:.80}"
+            return f"{where}, query {shown(record.query)}, document {shown(record.documents[pair])}"
         pair -= len(record.documents)
     raise AssertionError("no such pair")
 
@@ -123,8 +123,8 @@ def check_records(paths: Sequence[Path], labels: LabelRange | None = None) -> Da
                     problems += error.problems[: MAX_COLLECTED - len(problems)]
                     continue
                 _count(summary, record, pair_line_queries)
-        except (OSError, EOFError, zlib.error) as error:
-            problems.append(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip")
+        except InputError as error:  # of the file, not of a line
+            problems += error.problems
             continue
         if empty:
             problems.append(f"{path}: is empty; expected one JSON object a line: {SHAPES}")
@@ -167,13 +167,41 @@ def parse_object(line: bytes | str, where: str) -> dict[str, Any]:
     Raises:
         InputError: the line holds none; `where` begins the message.
     """
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, a number of thousands of digits
-        raise InputError(f"{where}: is not JSON ({error}); expected one object a line: {SHAPES}") from None
+    row = parse_json(line, where, f"one object a line: {SHAPES}")
     if not isinstance(row, dict):
         raise InputError(f"{where}: is {'null' if row is None else kind_of(row)}; expected an object: {SHAPES}")
     return row
+
+
+def parse_json(line: bytes | str, where: str, expected: str) -> Any:
+    """The value of one line of JSON in UTF-8.
+
+    Raises:
+        InputError: it is none, or says a key twice, of which Python would keep the last; `where` begins the message.
+    """
+    try:
+        return DECODER.decode(line if isinstance(line, str) else line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: is not UTF-8 ({error.reason} at byte {error.start + 1}); expected {expected}; iconv -f ENCODING -t UTF-8 "
+            "makes it so"
+        ) from None
+    except RecursionError:
+        raise InputError(f"{where}: is not JSON (too many brackets); expected {expected}") from None
+    except ValueError as error:  # bad JSON, a number of thousands of digits
+        raise InputError(f"{where}: is not JSON ({error}); expected {expected}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it has the key {shown(twice)} twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)  # json.loads would make one for each line
 
 
 def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -> QueryRecord:
@@ -188,6 +216,8 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
     has_lists = False
     if not is_text(row.get("query")):
         problems.append(f'{where}: "query" is {kind_of(row.get("query"))}; expected a string')
+    if ("content" in row) + ("hits" in row) + ("pos" in row or "neg" in row) > 1:
+        problems.append(f"{where}: has keys of several forms: {shown(sorted(row))}; expected one of {SHAPES}")
     if "content" in row:
         pairs: Pairs = [(row["content"], row.get("label", labels.missing), '"content"', '"label"')]
     elif "hits" in row:
@@ -198,9 +228,9 @@ def parse_row(row: dict[str, Any], path: str, number: int, labels: LabelRange) -
         pairs = _lists(row, labels, where, problems)
         logits = _logits(row, where, problems) if labels.strict else None
     elif "documents" in row and not labels.needed:
-        pairs = _lists({"pos": row["documents"]}, labels, where, problems)
+        pairs = _documents(row["documents"], labels, where, problems)
     else:
-        raise InputError([*problems, f"{where}: has the keys {sorted(row)}; expected {SHAPES}"])
+        raise InputError([*problems, f"{where}: has the keys {shown(sorted(row))}; expected {SHAPES}"])
     for text, label, text_name, label_name in pairs:
         if not is_text(text):
             problems.append(f"{where}: {text_name} is {kind_of(text)}; expected a string")
@@ -235,12 +265,20 @@ def _hits(hits: Any, labels: LabelRange, where: str, problems: list[str]) -> Pai
     ]
 
 
+def _documents(texts: Any, labels: LabelRange, where: str, problems: list[str]) -> Pairs:
+    if not isinstance(texts, list):
+        problems.append(f'{where}: "documents" is {kind_of(texts)}; expected a list of strings')
+        return []
+    return [(text, labels.max_label, f'document {i} of "documents"', "") for i, text in enumerate(texts, 1)]
+
+
 def _lists(row: dict[str, Any], labels: LabelRange, where: str, problems: list[str]) -> Pairs:
     pairs: Pairs = []
     for name, default in (("pos", labels.max_label), ("neg", labels.min_label)):
-        texts = [] if row.get(name) is None else row[name]
+        texts = row.get(name, [])
         if not isinstance(texts, list):
-            problems.append(f'{where}: "{name}" is {kind_of(texts)}; expected a list of strings')
+            got = "null" if texts is None else kind_of(texts)
+            problems.append(f'{where}: "{name}" is {got}; expected a list of strings, or no such key')
             continue
         scores = _beside(row, name, texts, "scores", where, problems) or [default] * len(texts)
         for i, (text, score) in enumerate(zip(texts, scores, strict=True), 1):
@@ -321,6 +359,6 @@ def kind_of(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str):
-        return f"the string {value[:40]!r}" if is_text(value) else "a string with a lone surrogate (half a character)"
+        return f"the string {shown(value)}" if is_text(value) else "a string with a lone surrogate (half a character)"
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names[type(value)]

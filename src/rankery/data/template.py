@@ -80,7 +80,7 @@ class PairTemplate:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; without keys that are as they were before there were such keys, so that digests stay what they were."""
         newer = {"document_first": False, "special_tokens_in_text": "parse"}
-        return {key: value for key, value in asdict(self).items() if newer.get(key) != value}
+        return {key: value for key, value in asdict(self).items() if key not in newer or newer[key] != value}
 
     def fingerprint(self) -> str:
         return hashlib.blake2b(json.dumps(self.to_dict()).encode(), digest_size=16).hexdigest()

@@ -10,29 +10,37 @@ was worth it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankery.arguments import checked
 from rankery.config import TrainConfig
 from rankery.data.files import content_digest, expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
 from rankery.distilling.launched import check_processes, score_launched, train_launched
-from rankery.distilling.measured import HeldOut, Measured, comparison, measure, plain
+from rankery.distilling.measured import KEPT, HeldOut, Measured, comparison, measure, plain
+from rankery.distilling.parts import write_whole
 from rankery.distilling.score import check_prompts, check_shares, open_teachers
 from rankery.distilling.store import teacher_digest
 from rankery.distilling.students import STUDENTS, check_students, student_configs
-from rankery.distilling.teacher import fingerprint, score_file, write_whole
-from rankery.errors import InputError
+from rankery.distilling.teacher import Teacher, fingerprint, score_file
+from rankery.errors import InputError, option
 from rankery.evaluation.baselines import bm25_scores, random_scores
+from rankery.evaluation.information import constant_value, why_constant
+from rankery.evaluation.runs import pairs_of
+from rankery.locks import LOCK_FILE, FolderLock
+from rankery.models.folders import CONTRACT_FILE
 from rankery.models.opening import check_model
+from rankery.sealed import Schema, read_sealed, sealed
 from rankery.training.output import read_run
 from rankery.training.run import train
 
 SCORED_FILE, MARK_FILE = "teacher_scores.jsonl", "distil.json"
 
 
+@checked
 def distil(
     teacher: str | Path | Sequence[str | Path] | None,
     student: str | Path,
@@ -95,24 +103,54 @@ def distil(
     opens = partial(open_teachers, teachers, weights, temperatures, prompt, device=device, dtype=dtype)
     opened = opens()
     if scores:
-        _claim(output, {"data": content_digest(paths), "scores": content_digest(scored)})
+        made_of: dict[str, Any] = {"data": content_digest(paths), "scores": content_digest(scored)}
     else:
-        _claim(output, fingerprint(paths, opened, [teacher_digest(one.reranker) for one in opened]))
-    if not scored[0].is_file():
-        print(f"1/4 {', '.join(map(str, teachers))}: scores of the training data", flush=True)
-        if processes == 1:
-            score_file(opened, paths, scored[0], store=Path(store) if store else None)
-        else:
+        made_of = fingerprint(paths, opened, [teacher_digest(one.reranker) for one in opened])
+    with FolderLock(output) as lock:
+        _claim(output, made_of, lock)
+
+        def score() -> None:
+            if processes == 1:
+                score_file(opened, paths, scored[0], store=Path(store) if store else None)
+                return
             opened.clear()  # the processes open their own, and need the memory
             score_launched(
                 processes, paths, scored[0], model=teachers, weight=weights, temperature=temperatures, prompt=prompt,
                 device=device, dtype=dtype, store=store,
             )  # fmt: skip
+
+        if not scores:
+            _scored(output, teachers, score)
+        return _compared(output, held_out, configs, processes, opened, opens if teachers else None, device, dtype)
+
+
+def _scored(output: Path, teachers: Sequence[str | Path], score: Callable[[], object]) -> None:
+    """The teacher's scores, made or as they were made.
+
+    Raises:
+        InputError: they have changed since.
+    """
+    file, mark = output / SCORED_FILE, read_mark(output)
+    if file.is_file():
+        if mark["scored"] not in (None, content_digest([file])):
+            raise InputError(f"{file}: has changed since it was written; bring it back, or delete it to score again")
+        return
+    print(f"1/4 {', '.join(map(str, teachers))}: scores of the training data", flush=True)
+    score()
+    write_whole(output / MARK_FILE, sealed({**mark, "scored": content_digest([file])}).encode())
+
+
+def _compared(
+    output: Path, held_out: HeldOut, configs: Mapping[str, TrainConfig], processes: int, opened: list[Teacher],
+    opens: Callable[[], list[Teacher]] | None, device: str | None, dtype: str | None,
+) -> str:  # fmt: skip
+    """Both trainings, and the table; `opened`: the teachers, or none if they have to be opened again."""
+    student = configs["labels"].model_name_or_path
     rows = {
         "random order": Measured(held_out.by_query(random_scores(held_out.records))),
         "BM25": Measured(held_out.by_query(bm25_scores(held_out.records))),
     }
-    if teachers:
+    if opens:
         rows["teacher"] = measure(opened or opens(), held_out)
     opened.clear()
     for step, (kind, name) in enumerate(STUDENTS.items(), 2):
@@ -121,14 +159,14 @@ def distil(
         rows[name] = measure(open_teachers([output / kind / "model"], device=device, dtype=dtype), held_out)
     print("4/4 comparison\n", flush=True)
     table = comparison(rows)
-    (output / "comparison.json").write_text(json.dumps(plain(rows), indent=1) + "\n")
+    write_whole(output / "comparison.json", f"{json.dumps(plain(rows), indent=1)}\n".encode())
     return table
 
 
 def _train(config: TrainConfig, processes: int) -> None:
     """Trains, or goes on where a training was stopped; nothing where one is done."""
     folder = Path(config.output_dir)
-    if (folder / "model").is_dir():
+    if (folder / "model" / CONTRACT_FILE).is_file():
         return
     config = config.model_copy(update={"resume": read_run(folder) is not None})
     if processes == 1:
@@ -144,9 +182,11 @@ def _check_source(teachers: Sequence[str | Path], scores: object, prompt: object
         InputError: it is not.
     """
     if not teachers and not scores:
-        raise InputError("neither a teacher nor scores are given; expected --teacher, or --scores with a file of them")
+        raise InputError(
+            f"neither a teacher nor scores are given; expected {option('teacher')}, or {option('scores')} with a file of them"
+        )
     if prompt and not teachers:
-        raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name --teacher")
+        raise InputError(f"prompt is {prompt!r}, but no teacher is asked; leave it out, or name {option('teacher')}")
     if store and scores:
         raise InputError(f"store is {store}, but the scores are given; leave one of them out")
 
@@ -155,7 +195,7 @@ def _check_relevant(held_out: HeldOut, val: str | Path | Sequence[str | Path]) -
     """Whether held-out queries can tell systems apart.
 
     Raises:
-        InputError: no document of any is relevant.
+        InputError: no document of any is relevant, or every order of them is worth the same.
     """
     above = held_out.min_label if held_out.relevant_above is None else held_out.relevant_above
     if not any(max(record.labels) > above for record in held_out.records):
@@ -163,22 +203,54 @@ def _check_relevant(held_out: HeldOut, val: str | Path | Sequence[str | Path]) -
             f"{', '.join(map(str, expand_paths(val)))}: no document has a label above {above:g}, so no system could find "
             "a relevant one; expected at least one"
         )
+    pairs = pairs_of(held_out.records)
+    value = constant_value(pairs, KEPT, min_label=held_out.min_label, relevant_above=held_out.relevant_above)
+    if value is not None:
+        raise InputError(
+            f"{', '.join(map(str, expand_paths(val)))}: {KEPT} is {value:.4f} whatever the order of the documents, so no system could be "
+            f"better than another: {why_constant(pairs, above)}"
+        )
 
 
-def _claim(output: Path, made_of: Mapping[str, object]) -> None:
+class Mark(Schema):
+    """distil.json: what the teacher's scores are made of, and once they are there, their digest."""
+
+    data: str
+    scored: str | None = None
+
+
+def read_mark(output: Path) -> dict[str, Any]:
+    """What distil.json of a distillation's folder says.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return read_sealed(output / MARK_FILE, Mark)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{output / MARK_FILE}: is not what rankery writes there ({error}); restore it, or choose another output"
+        ) from error
+
+
+def _claim(output: Path, made_of: Mapping[str, object], lock: FolderLock) -> None:
     """Makes the folder, or takes up one whose scores were begun with the same data and teacher, or are the same.
 
     Raises:
-        InputError: another distillation, or something else, is there.
+        InputError: another distillation, one that goes on, or something else, is there.
     """
-    mark = output / MARK_FILE
-    if mark.is_file():
-        if json.loads(mark.read_text()) != made_of:
-            raise InputError(
-                f"output is {output}, which holds a distillation of other data or another teacher's scores; choose another folder"
-            )
-        return
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+    if output.is_file() or (output.is_dir() and not (output / MARK_FILE).is_file() and _taken(output)):
         raise InputError(f"output is {output}, which is not empty; choose another folder")
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(mark, json.dumps(made_of).encode())
+    lock.take()
+    if not (output / MARK_FILE).is_file():
+        write_whole(output / MARK_FILE, sealed(made_of).encode())
+    if {**read_mark(output), "scored": None} != {**json.loads(json.dumps(made_of)), "scored": None}:
+        raise InputError(
+            f"output is {output}, which holds a distillation of other data or another teacher's scores; choose another folder"
+        )
+
+
+def _taken(output: Path) -> bool:
+    """Whether a folder holds more than what is left of a process that was killed while it made it its own."""
+    return any(path.name != LOCK_FILE and not path.name.startswith(f".tmp-{MARK_FILE}-") for path in output.iterdir())

@@ -18,6 +18,8 @@ import torch
 from rankery.config import TrainConfig, dump_config
 from rankery.errors import InputError, check_whole
 from rankery.launcher import launch
+from rankery.models.folders import write_whole
+from rankery.processes import check_count
 
 
 def check_processes(processes: int) -> None:
@@ -27,6 +29,7 @@ def check_processes(processes: int) -> None:
         InputError: fewer than one, or a launcher runs this already.
     """
     check_whole("processes", processes)
+    check_count(processes)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1:
         raise InputError(
@@ -49,7 +52,7 @@ def train_launched(processes: int, config: TrainConfig) -> None:
     """`rankery train` of a configuration."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
-        file.write_text(dump_config(config), encoding="utf-8")
+        write_whole(file, dump_config(config))
         _launched(processes, ["train", "--config", str(file)])
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from rankery.data.records import QueryRecord
 from rankery.distilling.students import STUDENTS
 from rankery.distilling.teacher import Teacher, combined_logits
+from rankery.evaluation.information import orders_nothing
 from rankery.evaluation.metrics import bootstrap_interval, metrics_table, per_query_metrics
 from rankery.evaluation.runs import pairs_of
 
@@ -46,6 +47,7 @@ class Measured:
     metrics: Mapping[str, np.ndarray]  # name -> value of each query, [Q]
     parameters: int = 0
     pairs_per_second: float = 0.0
+    is_flat: bool = False  # documents of a query have (nearly) one score
 
 
 def measure(rerankers: Sequence[Teacher], held_out: HeldOut) -> Measured:
@@ -57,7 +59,9 @@ def measure(rerankers: Sequence[Teacher], held_out: HeldOut) -> Measured:
     logits = [one.reranker.compute_score(pairs, show_progress=sys.stderr.isatty()).numpy() for one in rerankers]
     rate = len(pairs) / (time.perf_counter() - begun)
     parameters = sum(parameter.numel() for one in rerankers for parameter in one.reranker.model.parameters())
-    return Measured(held_out.by_query(combined_logits(rerankers, logits)), parameters, rate)
+    scores = combined_logits(rerankers, logits)
+    is_flat = orders_nothing(scores, pairs_of(held_out.records).query)
+    return Measured(held_out.by_query(scores), parameters, rate, is_flat)
 
 
 def comparison(rows: Mapping[str, Measured]) -> str:
@@ -69,6 +73,8 @@ def comparison(rows: Mapping[str, Measured]) -> str:
     for name, row in rows.items():
         if row.parameters:
             lines.append(f"{name}: {row.parameters / 1e6:.1f} M parameters, {row.pairs_per_second:.0f} pairs/s here")
+        if row.is_flat:
+            lines.append(f"{name} orders NOTHING: it gives all documents of a query (nearly) one score")
     labelled, distilled = (rows[name] for name in STUDENTS.values())
     if "teacher" in rows:
         teacher, whole = rows["teacher"], means["teacher"][KEPT]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rankery.data.files import expand_paths
+from rankery.arguments import checked
+from rankery.data.files import check_outside, expand_paths
 from rankery.distilling.parts import is_delivered
 from rankery.distilling.teacher import Teacher, check_output, checked_pairs, score_file
 from rankery.errors import InputError
@@ -19,6 +20,7 @@ from rankery.models.opening import open_reranker, takes_prompt
 from rankery.processes import Group
 
 
+@checked
 def score(
     models: str | Path | Sequence[str | Path],
     data: str | Path | Sequence[str | Path],
@@ -67,6 +69,7 @@ def score(
     paths, group = expand_paths(data), group or Group()
     if group.process == 0:
         check_output(Path(output), paths, overwrite or is_delivered(Path(output)))
+        check_outside(Path(output), named)
     pairs = checked_pairs(paths, keep_lists)
     options = {"device": device, "dtype": dtype, "max_len": max_len, "trust_remote_code": trust_remote_code}
     teachers = open_teachers(named, weights, temperatures, prompt, **options)

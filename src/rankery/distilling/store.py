@@ -1,7 +1,8 @@
 """A store of logits by content: data sets, runs and teachers that meet again do not score the same pair twice.
 
 Contract: a pair's key is a hash of the teacher (weights, settings, tokenizer, template) and the two texts; values are the teacher's logits.
-One SQLite file, safe to share between processes. Cost: a lookup a pair, far below a forward pass. What comes from a store was
+One SQLite file, safe to share between processes. A score has a CRC-32 behind it, with its key; one that is damaged or no number
+counts as absent, and is scored and kept again. Cost: a lookup a pair, far below a forward pass. What comes from a store was
 computed among other neighbours, so it equals a fresh score to rounding, not bit for bit. Rejected: files named by hashes (a
 million of them), and keys without the weights (a model folder that was trained again would answer with old scores).
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,8 @@ from rankery.models.reranker import Reranker
 
 ORIGIN = ("_name_or_path", "transformers_version")  # of a model's config, which decide no score
 AT_ONCE = 500  # keys a query: SQLite takes a limited number of parameters
+WAIT_S = 60.0  # for other programs that use a store
+CHECK_BYTES, LOGIT_BYTES = 4, 4
 
 
 def teacher_digest(reranker: Reranker) -> str:
@@ -58,17 +63,15 @@ class Store:
     """Logits by key; `with Store(path) as store`.
 
     Raises:
-        InputError: a file that is no store, or cannot be written.
+        InputError: a file that is no store, is damaged, cannot be written, or stays locked by another program.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        try:
+        with self._said("cannot be used as a store of scores", "choose another file"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.database = sqlite3.connect(path, timeout=600, isolation_level=None)
+            self.database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
             self.database.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, logits BLOB) WITHOUT ROWID")
-        except (OSError, sqlite3.Error) as error:
-            raise InputError(f"{path}: cannot be used as a store of scores: {error}; choose another file") from error
 
     def __enter__(self) -> Store:
         return self
@@ -76,26 +79,63 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.database.close()
 
-    def find(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        """The logits (float32) of the keys that are there."""
+    def find(self, keys: Sequence[bytes], labels: int = 1) -> dict[bytes, np.ndarray]:
+        """The logits (float32, [labels]) of the keys that are there, whole and finite.
+
+        Args:
+            keys: of `pair_key`.
+            labels: logits of a pair.
+        """
         found: dict[bytes, np.ndarray] = {}
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             marks = ",".join("?" * len(some))
-            rows = self.database.execute(f"SELECT key, logits FROM scores WHERE key IN ({marks})", some)
-            found |= {key: np.frombuffer(value, dtype="<f4") for key, value in rows}
+            with self._said("scores could not be read", "choose another file"):
+                rows = self.database.execute(f"SELECT key, logits FROM scores WHERE key IN ({marks})", some).fetchall()
+            for key, value in rows:
+                logits = _logits(key, value, labels)
+                if logits is not None:
+                    found[key] = logits
         return found
 
     def add(self, keys: Sequence[bytes], logits: np.ndarray) -> None:
-        """Keeps logits, one row a key; what is there already stays.
+        """Keeps logits, one row a key.
 
         Raises:
             InputError: the disk is full.
         """
-        rows = [(key, row.astype("<f4").tobytes()) for key, row in zip(keys, logits, strict=True)]
-        try:
+        values = [row.astype("<f4").tobytes() for row in logits]
+        rows = [(key, value + _check(key, value)) for key, value in zip(keys, values, strict=True)]
+        with self._said("scores could not be kept", "make room"):
             self.database.execute("BEGIN IMMEDIATE")
-            self.database.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", rows)
-            self.database.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise InputError(f"{self.path}: scores could not be kept: {error}; make room") from error
+            try:
+                self.database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+                self.database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # as after a full disk, where SQLite has done so
+                    self.database.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _said(self, what: str, fix: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            if "locked" in str(error):
+                fix = f"another program has held it for {WAIT_S:g} s: end that, or choose another file"
+            raise InputError(f"{self.path}: {what}: {error}; {fix}") from error
+
+
+def _logits(key: bytes, value: object, labels: int) -> np.ndarray | None:
+    """The logits of a row; None where it is damaged. An older rankery wrote no check."""
+    if not isinstance(value, bytes) or len(value) not in (size := labels * LOGIT_BYTES, size + CHECK_BYTES):
+        return None
+    logits, check = value[:size], value[size:]
+    if check and check != _check(key, logits):
+        return None
+    found = np.frombuffer(logits, dtype="<f4")
+    return found if np.isfinite(found).all() else None
+
+
+def _check(key: bytes, logits: bytes) -> bytes:
+    return zlib.crc32(key + logits).to_bytes(CHECK_BYTES, "little")

@@ -21,7 +21,7 @@ from rankery.config import TrainConfig, load_config
 from rankery.config_yaml import read_yaml
 from rankery.data.files import text_hash
 from rankery.data.records import ANY_LABEL, read_records
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.training.output import RUN_FILE, changed_keys, read_run
 from rankery.training.run import rehearsal
 
@@ -117,7 +117,7 @@ def check_students(configs: Mapping[str, TrainConfig], data: Sequence[Path], pro
     """
     begun = {kind: read_run(Path(config.output_dir)) for kind, config in configs.items()}
     changed = [
-        f"{STUDENTS[kind]}: {change}; keep it, or choose another --output"
+        f"{STUDENTS[kind]}: {change}; keep it, or choose another {option('output')}"
         for kind, run in begun.items()
         if run is not None
         for change in _changes(configs[kind], run, processes)

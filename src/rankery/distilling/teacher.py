@@ -32,9 +32,9 @@ from tqdm import tqdm
 from rankery.data.files import content_digest, expand_paths, text_hash, written_whole
 from rankery.data.finite import check_finite
 from rankery.data.records import ANY_LABEL, MAX_COLLECTED, QueryRecord, check_records, pair_place, read_records
-from rankery.distilling.parts import Parts, is_delivered, write_whole
+from rankery.distilling.parts import Parts, is_delivered
 from rankery.distilling.store import Store, pair_key, teacher_digest
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.models.reranker import Reranker
 
 BLOCK_PAIRS = 512  # a kill costs the scores of at most so many pairs (and one query's)
@@ -148,25 +148,54 @@ def score_file(
         pairs = checked_pairs(paths, keep_lists)
     digests = [teacher_digest(teacher.reranker) for teacher in teachers]
     parts = Parts(output, {**fingerprint(paths, teachers, digests), "keep_lists": keep_lists})
+    with parts.lock:
+        _score(
+            parts,
+            paths,
+            keep_lists,
+            pairs,
+            partial(block_logits, teachers, digests),
+            store,
+            Share(process, processes, meet),
+        )
+    return output
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes that share the work this one is."""
+
+    process: int
+    processes: int
+    meet: Callable[[], object]
+
+
+def _score(
+    parts: Parts, paths: Sequence[Path], keep_lists: bool, pairs: int, score: Callable[..., np.ndarray], store: Path | None,
+    share: Share,
+) -> None:  # fmt: skip
+    """Scores what `parts` lacks of this process's share; the first puts the output together."""
+    process, processes = share.process, share.processes
     if process == 0:
         parts.claim()
-    meet()
+    share.meet()
     if process > 0:
-        parts.claim()
+        parts.claim(takes=False)
     stored, is_assembled = parts.stored(), parts.is_assembled()
-    meet()  # nobody comes so late that the first has written the output and removed the folder
+    share.meet()  # nobody comes so late that the first has written the output and removed the folder
     if not is_assembled:
         blocks = blocks_of(read_records(paths, ANY_LABEL))
         progress = _Progress(pairs, sum(stored.values()), process == 0)
         kept = Store(store) if store is not None else None
         for index, block in enumerate(blocks):
-            if index in stored:
-                continue
             records = [record for row in block for record in row]
+            size = sum(len(record.documents) for record in records)
+            if stored.get(index) == size:
+                continue
             mine = index % processes == process
             if mine:
-                write_whole(parts.part(index), block_logits(teachers, digests, records, kept).astype("<f4").tobytes())
-            progress.update(sum(len(record.documents) for record in records), mine)
+                parts.write(index, score(records, kept))
+            progress.update(size, mine)
         progress.close()
         if kept is not None:
             kept.database.close()
@@ -174,7 +203,6 @@ def score_file(
         if not is_assembled:
             _assemble(parts, paths, keep_lists)
         parts.deliver()
-    return output
 
 
 def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -190,7 +218,9 @@ def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     if output.exists() and any(output.samefile(path) for path in inputs):
         raise InputError(f"output is {output}, which is the input; choose another file")
     if output.exists() and not overwrite:
-        raise InputError(f"output is {output}, which is there already; choose another file, or say --overwrite")
+        raise InputError(
+            f"output is {output}, which is there already; choose another file, or say {option('overwrite')}"
+        )
     existing = next(parent for parent in output.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"output is {output}, but {existing} cannot be written to; choose another place")
@@ -223,11 +253,13 @@ def check_lists(paths: Sequence[Path]) -> None:
         negatives += record.negatives
         if not record.has_lists and len(problems) < MAX_COLLECTED:
             problems.append(
-                f'{record.path}:{record.lines[0]}: has no lists; expected "pos" and "neg", or leave --keep-lists out'
+                f'{record.path}:{record.lines[0]}: has no lists; expected "pos" and "neg", or leave {option("keep_lists")} out'
             )
     if not problems and not negatives:
         names = ", ".join(map(str, paths))
-        problems = [f'{names}: lists no documents as negatives; expected lines with "neg", or leave --keep-lists out']
+        problems = [
+            f'{names}: lists no documents as negatives; expected lines with "neg", or leave {option("keep_lists")} out'
+        ]
     if problems:
         raise InputError(problems)
 
@@ -243,7 +275,7 @@ def known_logits(reranker: Reranker, digest: str, pairs: Sequence[tuple[str, str
     if store is None:
         return reranker.compute_score(pairs, finite=False).numpy()
     keys = [pair_key(digest, *pair) for pair in pairs]
-    found = store.find(list(dict.fromkeys(keys)))
+    found = store.find(list(dict.fromkeys(keys)), reranker.num_labels)
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
     if missing:
         fresh = reranker.compute_score(list(missing.values()), finite=False).numpy().reshape(len(missing), -1)
@@ -267,9 +299,12 @@ def _assemble(parts: Parts, paths: Sequence[Path], keep_lists: bool) -> None:
 def _rows_with_logits(parts: Parts, paths: Sequence[Path]) -> Iterator[tuple[bool, Row, np.ndarray]]:
     """(whether pair lines, row, its logits), in the order of the data."""
     for index, block in enumerate(blocks_of(read_records(paths, ANY_LABEL))):
-        while not parts.part(index).is_file():
+        pairs = sum(len(record.documents) for row in block for record in row)
+        while not parts.part(index).exists():  # another process is about to write it
             time.sleep(0.05)
-        logits, at = np.fromfile(parts.part(index), dtype="<f4"), 0
+        logits, at = parts.read(index), 0
+        if logits is None or len(logits) != pairs:
+            raise InputError(f"{parts.part(index)}: was damaged while the scores were put together; start again")
         for row in block:
             size = sum(len(record.documents) for record in row)
             yield row[0].is_pair_line, row, logits[at : at + size]

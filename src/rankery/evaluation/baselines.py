@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from rankery.data.records import QueryRecord
-from rankery.evaluation.retrieval import Bm25, MeanEncoder
+from rankery.evaluation.retrieval import Bm25, DenseEncoder
 
 
 def random_scores(records: Sequence[QueryRecord], seed: int = 0) -> np.ndarray:
@@ -35,18 +35,18 @@ def bm25_scores(records: Sequence[QueryRecord]) -> np.ndarray:
     return scores
 
 
-def cosine_scores(records: Sequence[QueryRecord], encoder: str | Path | MeanEncoder, max_len: int = 256) -> np.ndarray:
-    """Cosine [P] of query and document embeddings by `encoder`, a folder (cut at max_len tokens) or one that is open.
+def cosine_scores(records: Sequence[QueryRecord], encoder: str | Path | DenseEncoder, max_len: int = 256) -> np.ndarray:
+    """Cosine [P] of query and document embeddings by `encoder`, a folder (cut at max_len tokens, where it
+    does not say) or one that is open.
 
     Raises:
         InputError: `encoder` is not a folder with a model.
     """
-    position, texts = _distinct(
-        text for record in records for document in record.documents for text in (record.query, document)
-    )
-    open_encoder = encoder if isinstance(encoder, MeanEncoder) else MeanEncoder(encoder, max_len)
-    vectors = open_encoder.encode(texts)
-    return np.einsum("pd,pd->p", vectors[position[0::2]], vectors[position[1::2]])
+    opened = encoder if isinstance(encoder, DenseEncoder) else DenseEncoder(encoder, max_len)
+    of_query, queries = _distinct(record.query for record in records for _ in record.documents)
+    of_document, documents = _distinct(text for record in records for text in record.documents)
+    vectors = opened.encode_queries(queries), opened.encode_documents(documents)
+    return np.einsum("pd,pd->p", vectors[0][of_query], vectors[1][of_document])
 
 
 def _distinct(texts: Iterator[str]) -> tuple[np.ndarray, list[str]]:

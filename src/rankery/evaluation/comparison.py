@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rankery.data.files import named
+from rankery.evaluation.information import judgements_note, orders_nothing
 from rankery.evaluation.inputs import Texts
 from rankery.evaluation.measures import Measured, measure_runs
 from rankery.evaluation.metrics import kendall
@@ -51,10 +53,13 @@ class Comparison:
     kendall: dict[int, float] = field(default_factory=dict)
     slices: list[Slice] = field(default_factory=list)
     unanswered: int = 0  # queries without a relevant document
+    flat: list[int] = field(default_factory=list)  # systems that give documents of a query (nearly) one score
+    judgements_note: str = ""  # what these judgements cannot say
     texts: Texts = field(default_factory=Texts)
     qrels: TrecFile | None = None
     runs: list[TrecFile] = field(default_factory=list)
     judgements_given: bool = False  # the qrels are the user's own file
+    min_label: float = 0.0  # the label with relevance 0 in the qrels
 
     def means(self) -> dict[str, dict[str, float]]:
         """System -> measure -> mean over queries."""
@@ -83,10 +88,11 @@ def compare(
     """Writes what is no file yet into `folder`, and measures."""
     level, measures = given.level, given.measures
     qrels = given.qrels
-    if qrels is None:
-        assert given.candidates is not None
-        write_qrels(folder / "qrels.trec", given.candidates.pairs, given.min_label)
+    is_own = qrels is not None and not given.min_label
+    if not is_own:
+        _write_judgements(folder / "qrels.trec", given)
         qrels = TrecFile.qrels(folder / "qrels.trec")
+    assert qrels is not None
     runs = []
     for i in range(len(systems)):
         if i in scored:
@@ -100,8 +106,12 @@ def compare(
     intervals, differences = _statistics(measured.values, reference, question.seed)
     result = Comparison(
         names, list(systems), reference, list(measures), measured, intervals, differences, level, scored,
-        texts=given.texts, qrels=qrels, runs=runs, judgements_given=given.qrels is not None,
+        texts=given.texts, qrels=qrels, runs=runs, judgements_given=is_own, min_label=given.min_label,
     )  # fmt: skip
+    result.flat = [i for i in range(len(systems)) if _is_flat(i, measured, given, scored)]
+    result.judgements_note = judgements_note(
+        measured.candidates, measured.hits, measured.varied, _relevant_above(question, given) if level else None
+    )
     result.unanswered = int((measured.relevant == 0).sum()) if level else 0
     if given.candidates is not None:
         result.kendall = _kendalls(question, given, scored)
@@ -111,6 +121,30 @@ def compare(
     places = {} if stage is None else {names[stage]: measured.place[stage]}
     result.slices = slices(dimensions_of(measured, runs[0], given.texts, cut, places))
     return result
+
+
+def _is_flat(system: int, measured: Measured, given: Given, scored: dict[int, Scored]) -> bool:
+    """Whether a system orders nothing; of a run from elsewhere only equal scores say so, whose scale may be any."""
+    if system in scored:
+        assert given.candidates is not None
+        return orders_nothing(scored[system].scores, given.candidates.pairs.query)
+    return bool(measured.flat[system])
+
+
+def _relevant_above(question: Question, given: Given) -> float:
+    return given.min_label if question.relevant_above is None else question.relevant_above
+
+
+def _write_judgements(file: Path, given: Given) -> None:
+    """TREC judgements whose relevance begins at min_label: of JSONL, or of the user's own."""
+    if given.qrels is None:
+        assert given.candidates is not None
+        write_qrels(file, given.candidates.pairs, given.min_label)
+        return
+    with named(file), file.open("w", encoding="utf-8") as lines:
+        for query in given.qrels:
+            for document, value in given.qrels[query].items():
+                lines.write(f"{query} 0 {document} {max(0, int(value - given.min_label))}\n")
 
 
 def _statistics(values: np.ndarray, reference: int, seed: int) -> tuple[np.ndarray, list[list[Difference | None]]]:
@@ -146,7 +180,7 @@ def _cut_queries(result: Comparison, given: Given) -> dict[str, set[str]]:
     """System -> queries of which it cuts a relevant document."""
     assert given.candidates is not None
     pairs, names = given.candidates.pairs, given.candidates.names
-    gain = gains(pairs, given.min_label).gain if given.qrels is None else pairs.label
+    gain = gains(pairs, given.min_label).gain if given.qrels is None else pairs.label - given.min_label
     found = {}
     for i, scored in result.scored.items():
         if scored.cut is not None:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from rankery.errors import InputError
+from rankery.arguments import checked
+from rankery.errors import InputError, option
 from rankery.evaluation.comparison import Comparison, Difference, compare
 from rankery.evaluation.output import check_output, comparison_text, write_output
 from rankery.evaluation.question import Question, check_question, read_input
-from rankery.evaluation.systems import System, names_of, score_system
+from rankery.evaluation.systems import System, is_cosine, names_of, score_system
 from rankery.processes import Group
 
 Paths = str | Path | Sequence[str | Path]
@@ -52,6 +53,7 @@ class Evaluation:
         return self.text
 
 
+@checked
 def evaluate(
     models: Paths = (),
     baselines: Paths = (),
@@ -67,6 +69,7 @@ def evaluate(
     min_label: float | None = None,
     relevant_above: float | None = None,
     output: str | Path | None = None,
+    overwrite: bool = False,
     seed: int = 42,
     prompt: str | None = None,
     dtype: str | None = None,
@@ -87,12 +90,13 @@ def evaluate(
         measures: names by ir-measures, as a list or in one string; none: nDCG@10, MRR@10, MAP and Recall.
         recall_at: cut-offs of Recall without `measures`.
         reference: the system that differences are to, by its name or as it was given; None: the first model, else baseline, else run.
-        min_label: label of what is not relevant; None: the first model's, else 0.
+        min_label: label of what is not relevant, in `data` or `qrels`; gains begin there. None: the first model's (with `data`), else 0.
         relevant_above: documents with labels above it are relevant; None: min_label.
         output: folder for metrics.json, queries.csv, report.html and TREC files; files of an earlier call there are replaced.
+        overwrite: replace other files of these names too.
         seed: breaks ties, draws samples.
         prompt: preset to ask a language model with that rankery has not saved.
-        dtype: of models; None: float32 on CPUs.
+        dtype: of models, and of embedding models; None: float32 on CPUs, and of embedding models.
         device: of models; None: the accelerator, if there is one.
         batch_size: as for `compute_score`.
         max_length: same.
@@ -112,7 +116,7 @@ def evaluate(
         },
     )  # fmt: skip
     result = evaluate_systems(
-        systems, question, output=None if output is None else Path(output),
+        systems, question, output=None if output is None else Path(output), overwrite=overwrite,
         prompt=prompt, dtype=dtype, device=device, batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
     assert result is not None
@@ -124,12 +128,13 @@ def evaluate_systems(
     question: Question,
     *,
     output: Path | None = None,
+    overwrite: bool = False,
     group: Group | None = None,
     **options: Any,
 ) -> Evaluation | None:
     """`evaluate` of systems in any order, by all processes of a group; only the first has a result, and writes.
 
-    `output` then holds metrics.json, queries.csv, report.html, qrels.trec (not where judgements were given) and run.trec; with several
+    `output` then holds evaluation.json, metrics.json, queries.csv, report.html, qrels.trec (not where judgements were given) and run.trec; with several
     systems, a file in runs/ for each that is no run. `options` are device, dtype, prompt, batch_size, max_length of models.
 
     Raises:
@@ -140,12 +145,14 @@ def evaluate_systems(
     try:
         check_question(systems, question, names)
         unused = [name for name in ("prompt", "dtype", "max_length") if options.get(name) is not None]
+        if any(map(is_cosine, systems)):
+            unused = [name for name in unused if name != "dtype"]
         if unused and not any(system.kind == "model" for system in systems):
             raise InputError(
-                f"{', '.join(unused)}: given, but for models alone; expected --model beside it, or nothing"
+                f"{', '.join(unused)}: given, but for models alone; expected {option('model', 'models')} beside it, or nothing"
             )
         if output is not None and group.process == 0:
-            check_output(output, systems, names, question)
+            check_output(output, systems, names, question, overwrite)
         given = read_input(systems, question)
     except InputError as error:
         raise InputError(error.problems, shared=True) from None  # all processes see the same

@@ -11,16 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
 
 from rankery.data.files import mix, text_hash
-from rankery.errors import InputError
-from rankery.evaluation.trec import TrecFile
+from rankery.errors import InputError, cut, shown
+from rankery.evaluation.trec import MOST_RELEVANT, TrecFile
 
 AT_ONCE = 2_000_000  # bytes of lines, of judgements and of a run, that trec_eval is given at once
 MOST_SAMPLED = 200_000  # pairs of a run that distributions are drawn from
+MOST_DOCUMENTS = 2**31 - 1  # that trec_eval counts
+# What ir-measures raises for names that it, or a program that it calls, does not know.
+UNKNOWN = (
+    *(
+        ValueError,
+        NameError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        ArithmeticError,
+        StopIteration,
+    ),
+    *(OSError, RecursionError, SyntaxError, MemoryError, SubprocessError),
+)
 DEFAULT = ("nDCG@10", "MRR@10", "MAP")
 
 
@@ -35,13 +52,21 @@ class Measured:
     place: np.ndarray  # [S, Q] of the best relevant document in the run; NaN where it has none
     tied: np.ndarray  # [S] queries with scores that are equal in float32, as trec_eval reads them
     sample: list[tuple[np.ndarray, np.ndarray]]  # of each run (scores, whether relevant) of some pairs
+    hits: np.ndarray  # [S, Q] relevant documents in the run
+    varied: np.ndarray  # [S, Q] whether its documents differ in relevance, so that their order matters
+    flat: np.ndarray  # [S] whether all queries with several documents have one score, in float32
 
 
-def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
+def wanted(names: Sequence[str], level: int = 1, min_label: float = 0.0) -> dict[str, Any]:
     """Name -> ir-measures' measure; documents count as relevant from `level` on, where a name does not say its own `rel`.
 
+    Args:
+        names: by ir-measures.
+        level: the lowest relevance in the qrels that counts.
+        min_label: the label that has relevance 0 there; a name's own `rel` is a label.
+
     Raises:
-        InputError: names that ir-measures does not know, and measures that are no mean over queries.
+        InputError: names that ir-measures does not know, measures that are no mean over queries, a `rel` that no relevance is.
     """
     import ir_measures
     from ir_measures import MeanAgg
@@ -55,13 +80,42 @@ def wanted(names: Sequence[str], level: int = 1) -> dict[str, Any]:
                 raise ValueError("a count, which has no mean over queries")
             if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params and level != 1:
                 measure = measure(rel=level)
-            ir_measures.evaluator([measure], [])
+            elif "rel" in measure.params and min_label:
+                measure = measure(rel=_above(measure.params["rel"], min_label))
+            _check_numbers(measure)
+            tried = ir_measures.evaluator([measure], {"q": {"d": 1, "e": 0}})
+            next(iter(tried.iter_calc({"q": {"d": 1.0, "e": 0.5}})))  # by another program, which may not be there
             found[name] = measure
-        except (ValueError, NameError, KeyError, TypeError, AssertionError, RuntimeError) as error:
-            problems.append(f"measure {name!r}: {error}; expected names such as nDCG@10, RR@10, AP, P(rel=2)@5 or R@20")
+        except UNKNOWN as error:
+            why = cut(" ".join(str(error).split()))
+            problems.append(
+                f"measure {shown(name)}: {why}; expected names such as nDCG@10, RR@10, AP, P(rel=2)@5 or R@20"
+            )
     if problems:
         raise InputError(problems)
     return found
+
+
+def _check_numbers(measure: Any) -> None:
+    """
+    Raises:
+        ValueError: numbers that trec_eval would end the process at.
+    """
+    cutoff, recall = measure.params.get("cutoff"), measure.params.get("recall")
+    gains = measure.params.get("gains") or {}
+    if isinstance(cutoff, int | float) and not 1 <= cutoff <= MOST_DOCUMENTS:
+        raise ValueError(f"its cutoff is {cutoff}; expected 1 or more")
+    if isinstance(recall, int | float) and not 0 <= recall <= 1:
+        raise ValueError(f"its recall is {recall}; expected 0 to 1")
+    if not all(isinstance(gain, int) and abs(gain) < MOST_RELEVANT for pair in gains.items() for gain in pair):
+        raise ValueError(f"its gains are {shown(gains)}; expected whole numbers")
+
+
+def _above(grade: int, min_label: float) -> int:
+    """The relevance, counted from `min_label`, of a measure's own grade."""
+    if min_label != round(min_label) or grade <= min_label:
+        raise ValueError(f"its grade {grade} is a label, and relevance begins above min_label, {min_label:g}")
+    return grade - round(min_label)
 
 
 def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, Any], level: int = 1) -> Measured:
@@ -77,6 +131,8 @@ def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, 
     candidates: np.ndarray = np.zeros((len(runs), len(queries)), np.int64)
     relevant: np.ndarray = np.zeros(len(queries), np.int64)
     places = np.full((len(runs), len(queries)), np.nan)
+    hits, varied = np.zeros_like(candidates), np.zeros(candidates.shape, bool)
+    flat: np.ndarray = np.ones(len(runs), bool)
     tied: np.ndarray = np.zeros(len(runs), np.int64)
     samples = [_Sample(run.lines) for run in runs]
     for judged in _chunks(qrels, runs):
@@ -90,9 +146,16 @@ def measure_runs(qrels: TrecFile, runs: Sequence[TrecFile], measures: dict[str, 
             for query, scores in ranked.items():
                 candidates[i, place[query]] = len(scores)
                 places[i, place[query]] = _place(scores, judged[query], level)
-                tied[i] += _single(scores) < len(scores)
+                grades = [judged[query].get(document, 0) for document in scores]
+                hits[i, place[query]] = sum(grade >= level for grade in grades)
+                varied[i, place[query]] = len({max(grade, 0) for grade in grades}) > 1
+                single = _single(scores)
+                tied[i] += single < len(scores)
+                flat[i] &= single == 1
                 samples[i].add(query, scores, judged[query], level)
-    return Measured(queries, values, candidates, relevant, places, tied, [sample.arrays() for sample in samples])
+    flat &= candidates.max(1, initial=0) > 1
+    sampled = [sample.arrays() for sample in samples]
+    return Measured(queries, values, candidates, relevant, places, tied, sampled, hits, varied, flat)
 
 
 def _chunks(qrels: TrecFile, runs: Sequence[TrecFile]) -> Iterator[dict[str, dict[str, int]]]:

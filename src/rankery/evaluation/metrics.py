@@ -59,7 +59,7 @@ def per_query_metrics(
     Args:
         pairs: judged pairs.
         scores: [P] what documents are ranked by.
-        min_label: the label of what is not relevant.
+        min_label: the label of what is not relevant; gains begin there.
         recall_at: cut-offs of Recall.
         seed: breaks ties.
         relevant_above: labels above it are relevant; None: `min_label`.
@@ -163,7 +163,8 @@ def relevance_level(judged: Gains, above: float) -> int:
             "gain 0: documents without gain cannot be relevant"
         )
     scaled = (above - judged.shift) * judged.scale
-    return (round(scaled) if judged.is_soft else int(np.floor(scaled))) + 1  # soft gains were rounded the same way
+    rounded = judged.is_soft or judged.scale != 1  # scaled gains were rounded the same way
+    return (round(scaled) if rounded else int(np.floor(scaled))) + 1
 
 
 Judgements = dict[str, dict[str, int]]

@@ -1,7 +1,8 @@
 """What an evaluation prints and writes: tables, metrics.json, queries.csv, TREC files, report.html.
 
-Contract: each file is written whole or not at all; of an output folder only the files of these names are replaced. Cost: a copy of
-the runs. Rejected: refusing a folder that holds an earlier evaluation, which every repetition would meet.
+Contract: each file is written whole or not at all; of an output folder only what an earlier evaluation wrote there is replaced,
+which evaluation.json lists. Cost: a copy of the runs. Rejected: refusing a folder that holds an earlier evaluation, which every
+repetition would meet; and taking files for ours by their names, which people use too.
 """
 
 from __future__ import annotations
@@ -20,21 +21,36 @@ from rankery.evaluation.comparison import Comparison
 from rankery.evaluation.metrics import aligned, metrics_table
 from rankery.evaluation.question import Question
 from rankery.evaluation.systems import System
+from rankery.sealed import Schema, read_sealed, sealed
 
 FILES = ("metrics.json", "queries.csv", "report.html")
-FORMULA = ("=", "+", "-", "@")  # a spreadsheet would run a text that begins so
+MARK_FILE = "evaluation.json"
+COLUMNS = ("query", "text", "candidates", "relevant")  # that queries.csv begins with
+# A spreadsheet would run a text that begins so: full-width signs, and white space before the sign, are taken for it too.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "|", "%")
 
 
-def check_output(output: Path, systems: Sequence[System], names: Sequence[str], question: Question) -> None:
-    """Whether the files of an evaluation may be written to a folder.
+class Written(Schema):
+    """evaluation.json: what evaluations have written to the folder, by paths in it."""
+
+    files: list[str]
+
+
+def check_output(
+    output: Path, systems: Sequence[System], names: Sequence[str], question: Question, overwrite: bool = False
+) -> None:
+    """Whether the files of an evaluation may be written to a folder; with `overwrite` also over those that no evaluation wrote.
 
     Raises:
-        InputError: all that may not, because they cannot be, or are input.
+        InputError: all that may not, because they cannot be, are input, or somebody else's.
     """
     problems = []
+    ours = _written_before(output)
     given = [*(s.value for s in systems if s.kind == "run"), question.qrels, question.queries, question.documents]
     inputs = [Path(name).expanduser() for name in [*given, *question.data] if name]
-    targets = [output / name for name in FILES] + ([] if question.qrels else [output / "qrels.trec"])
+    targets = [output / name for name in (*FILES, MARK_FILE)]
+    if not question.qrels or question.min_label:
+        targets.append(output / "qrels.trec")
     for target in [*targets, *run_files(output, systems, names).values()]:
         try:
             check_writable(target)
@@ -42,12 +58,28 @@ def check_output(output: Path, systems: Sequence[System], names: Sequence[str], 
             problems += error.problems
         if target.exists() and any(path.exists() and target.samefile(path) for path in inputs):
             problems.append(f"output would replace {target}, which is input; choose another folder")
-    if (output / "report.html").exists() and not (output / "queries.csv").exists():
-        problems.append(
-            f"output would replace {output / 'report.html'}, which is of something else; choose another folder"
-        )
+        elif target.exists() and not overwrite and target.relative_to(output).as_posix() not in ours:
+            problems.append(
+                f"output would replace {target}, which no evaluation wrote there; choose another folder, or say --overwrite"
+            )
     if problems:
         raise InputError(problems[:1] if len(set(problems)) == 1 else problems)
+
+
+def _written_before(output: Path) -> set[str]:
+    """What earlier evaluations wrote to the folder."""
+    try:
+        return {MARK_FILE, *read_sealed(output / MARK_FILE, Written)["files"]}
+    except (OSError, ValueError):
+        pass
+    # An older rankery left no list: its queries.csv says whose the files are.
+    try:
+        with (output / "queries.csv").open(encoding="utf-8") as file:
+            is_evaluation = file.readline().startswith(",".join(COLUMNS))
+    except (OSError, ValueError):
+        return set()
+    files = [path for path in output.rglob("*") if path.suffix == ".trec" or path.name in FILES]
+    return {path.relative_to(output).as_posix() for path in files} if is_evaluation else set()
 
 
 def comparison_text(result: Comparison) -> str:
@@ -68,8 +100,14 @@ def comparison_text(result: Comparison) -> str:
 
 
 def missing_notes(result: Comparison) -> list[str]:
-    """A sentence for each run that lacks queries, or leaves their order to whoever reads it."""
-    notes = []
+    """A sentence for each system that orders nothing, lacks queries, or leaves their order to whoever reads it; and for
+    judgements that say nothing."""
+    notes = [
+        f"{result.names[i]} orders NOTHING: it gives all documents of a query (nearly) one score, and its numbers are those of a "
+        "random order"
+        for i in result.flat
+    ]
+    notes += [result.judgements_note] if result.judgements_note else []
     for i, name in enumerate(result.names):
         missing = int((result.measured.candidates[i] == 0).sum())
         if missing:
@@ -98,6 +136,14 @@ def write_output(output: Path, result: Comparison, metrics: Mapping[str, Any]) -
     """
     from rankery.evaluation.report import report
 
+    assert result.qrels is not None
+    places = run_files(output, result.systems, result.names)
+    copies = {place: result.runs[i].path for i, place in places.items()}
+    if not result.judgements_given:
+        copies[output / "qrels.trec"] = result.qrels.path
+    names = [*FILES, *(place.relative_to(output).as_posix() for place in copies)]
+    with written_whole(output / MARK_FILE) as file:  # first: what is named here may be written, and replaced
+        file.write(sealed({"files": sorted({*names, *_written_before(output)} - {MARK_FILE})}).encode())
     contents = {
         "metrics.json": json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
         "report.html": report(result),
@@ -107,11 +153,6 @@ def write_output(output: Path, result: Comparison, metrics: Mapping[str, Any]) -
             file.write(content.encode("utf-8", "replace"))
     with written_whole(output / "queries.csv") as file:
         _write_csv(file, _query_rows(result))
-    assert result.qrels is not None
-    places = run_files(output, result.systems, result.names)
-    copies = {place: result.runs[i].path for i, place in places.items()}
-    if not result.judgements_given:
-        copies[output / "qrels.trec"] = result.qrels.path
     for target, source in copies.items():
         with written_whole(target) as file, source.open("rb") as lines:
             shutil.copyfileobj(lines, file)
@@ -171,7 +212,7 @@ def _difference_table(result: Comparison) -> list[str]:
 
 def _query_rows(result: Comparison) -> Iterator[list[object]]:
     pairs = [(name, measure) for name in result.names for measure in result.measures]
-    yield ["query", "text", "candidates", "relevant", *(f"{name}: {measure}" for name, measure in pairs)]
+    yield [*COLUMNS, *(f"{name}: {measure}" for name, measure in pairs)]
     measured = result.measured
     most = measured.candidates.max(0)
     for i, query in enumerate(measured.queries):
@@ -181,7 +222,12 @@ def _query_rows(result: Comparison) -> Iterator[list[object]]:
 
 def _write_csv(file: Any, rows: Iterator[list[object]]) -> None:
     wrapped = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="", write_through=True)
-    writer = csv.writer(wrapped, lineterminator="\n")
+    writer = csv.writer(wrapped, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a bare CR would begin a row
     for row in rows:
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row])
+        writer.writerow(
+            [
+                f"'{cell}" if isinstance(cell, str) and cell.lstrip(" \u3000\xa0").startswith(FORMULA) else cell
+                for cell in row
+            ]
+        )
     wrapped.detach()

@@ -14,10 +14,11 @@ from typing import Any
 
 from rankery.data.files import expand_paths
 from rankery.data.records import LabelRange, check_records, read_records
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.evaluation.inputs import Candidates, Texts, of_records, of_trec, unknown
 from rankery.evaluation.measures import DEFAULT, wanted
 from rankery.evaluation.metrics import has_relevant, relevance_level
+from rankery.evaluation.pooling import MODULES_FILE, read_recipe
 from rankery.evaluation.runs import gains
 from rankery.evaluation.systems import System
 from rankery.evaluation.trec import TextFile, TrecFile
@@ -54,27 +55,34 @@ def check_question(systems: Sequence[System], question: Question, names: Sequenc
             problems.append(f"{name} is {value}; expected a finite number")
     if question.seed < 0:
         problems.append(f"seed is {question.seed}; expected 0 or more")
-    if question.qrels and question.min_label is not None:
+    lowest = 0.0 if question.min_label is None else question.min_label
+    if question.qrels and lowest != math.floor(lowest):
         problems.append(
-            "--min-label goes with --data; with --qrels expected --relevant-above, or nothing: relevance counts from 1"
+            f"min_label is {lowest:g}; expected a whole number with {option('qrels')}, as their relevance is"
         )
-    if question.qrels and question.relevant_above is not None and question.relevant_above < 0:
+    if question.qrels and question.relevant_above is not None and question.relevant_above < lowest:
         problems.append(
-            f"relevant_above is {question.relevant_above:g}; expected a number from 0: tools count relevance from 1"
+            f"relevant_above is {question.relevant_above:g}; expected a number from {lowest:g}, min_label, whose gain is 0"
         )
     if not systems:
-        problems.append("no system is named; expected --model, --baseline or --run")
+        problems.append(
+            f"no system is named; expected {option('model', 'models')}, {option('baseline', 'baselines')} or {option('run', 'runs')}"
+        )
     if bool(question.data) == bool(question.qrels):
-        problems.append(f"--data and --qrels are {'both' if question.data else 'neither'} there; expected one of them")
+        problems.append(
+            f"{option('data')} and {option('qrels')} are {'both' if question.data else 'neither'} there; expected one of them"
+        )
     scores = [system for system in systems if system.kind != "run"]
     if question.qrels and scores and not (question.queries and question.documents):
         problems.append(
-            f"--{scores[0].kind} {scores[0].value} needs texts; expected --queries and --documents beside --qrels"
+            f"{option(scores[0].kind)} {scores[0].value} needs texts; expected {option('queries')} and {option('documents')} beside {option('qrels')}"
         )
     if question.data and (question.queries or question.documents):
-        problems.append("--queries and --documents go with --qrels; --data has its own texts")
+        problems.append(
+            f"{option('queries')} and {option('documents')} go with {option('qrels')}; {option('data')} has its own texts"
+        )
     if question.reference is not None and not same(question.reference, systems, names):
-        problems.append(f"--reference is {question.reference}; expected one of {', '.join(names)}")
+        problems.append(f"{option('reference')} is {question.reference}; expected one of {', '.join(names)}")
     if bad := [k for k in question.recall_at if k < 1]:
         problems.append(f"recall_at holds {bad}; expected ranks from 1")
     try:
@@ -94,7 +102,7 @@ class Given:
     qrels: TrecFile | None  # None: still to be written
     runs: dict[int, TrecFile]
     min_label: float = 0.0
-    level: int = 0  # relevance in the qrels from which on documents are relevant; 0: none are, labels are scores
+    level: int = 0  # relevance above min_label from which on documents are relevant; 0: none are, labels are scores
     measures: dict[str, Any] = field(default_factory=dict)  # name -> ir-measures' measure
 
 
@@ -108,14 +116,14 @@ def read_input(systems: Sequence[System], question: Question) -> Given:
     judged = gains(given.candidates.pairs, given.min_label) if given.qrels is None and given.candidates else None
     above = question.relevant_above
     if judged is None:
-        given.level = 1 if above is None else math.floor(above) + 1
+        given.level = 1 if above is None else math.floor(above - given.min_label) + 1
     elif has_relevant(judged, above):
         given.level = relevance_level(judged, given.min_label if above is None else above)
     names = question.measures or [*DEFAULT, *(f"Recall@{k}" for k in question.recall_at)][: None if given.level else 1]
     if judged is not None and judged.is_soft:
         _check_soft(names, given.level)
     given.level = min(given.level, HIGHEST)
-    given.measures = wanted(names, max(given.level, 1))
+    given.measures = wanted(names, max(given.level, 1), given.min_label)
     return given
 
 
@@ -131,7 +139,7 @@ def _check_soft(names: Sequence[str], level: int) -> None:
         instead = (
             "measures without a grade of their own"
             if level
-            else "--relevant-above: from which score on they are relevant"
+            else f"{option('relevant_above')}: from which score on they are relevant"
         )
         raise InputError(
             [
@@ -184,7 +192,7 @@ def _read(systems: Sequence[System], question: Question) -> Given:
         assert queries is not None
         assert documents is not None
         candidates = of_trec(next(iter(runs.values()), qrels), qrels, queries, documents)
-    return Given(candidates, texts, qrels, runs)
+    return Given(candidates, texts, qrels, runs, question.min_label or 0.0)
 
 
 def _read_data(systems: Sequence[System], question: Question) -> tuple[Candidates, Texts, float]:
@@ -214,10 +222,11 @@ def _opened(make: Callable[[Path], Any], name: str) -> Any:
 
 
 def _check_encoder(value: str) -> None:
-    if not (Path(value) / "config.json").is_file():
+    if not (Path(value) / "config.json").is_file() and not (Path(value) / MODULES_FILE).is_file():
         raise InputError(
-            f"--baseline is {value}; expected random, bm25, or the folder of an embedding model (with a config.json in it)"
+            f"{option('baseline')} is {value}; expected random, bm25, or the folder of an embedding model (with a config.json in it)"
         )
+    read_recipe(Path(value))
 
 
 def _check_numbered(run: TrecFile, candidates: Candidates) -> None:
@@ -229,7 +238,7 @@ def _check_numbered(run: TrecFile, candidates: Candidates) -> None:
     if others:
         raise InputError(
             f"{run.path}: {others:,} of its {run.lines:,} lines name no pair of the data; expected a run for these very files, with "
-            "queries q0, q1, ... and documents d0, d1, ... in their order (or name judgements by --qrels)"
+            f"queries q0, q1, ... and documents d0, d1, ... in their order (or name judgements by {option('qrels')})"
         )
 
 

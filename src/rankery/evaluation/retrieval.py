@@ -19,6 +19,8 @@ import numpy as np
 
 from rankery.data.tokens import shortened
 from rankery.errors import InputError
+from rankery.evaluation.pooling import open_dense, pooled, read_recipe
+from rankery.models.quiet import quiet
 
 # Scripts written without spaces, or (Hangul) with particles joined to words: kana, Han with extensions, Hangul; Thai, Lao, Burmese,
 # Khmer.
@@ -84,65 +86,96 @@ class Bm25:
         return [self.vocabulary[token] for token in bm25_tokens(query) if token in self.vocabulary]
 
 
-class MeanEncoder:
-    """A Hugging Face encoder whose embedding is the mean of the last hidden states over real tokens, scaled to length 1
-    (Sentence-BERT, Reimers and Gurevych 2019).
+class DenseEncoder:
+    """A Hugging Face encoder whose embedding is what its folder says (`pooling.read_recipe`), scaled to length 1: of a plain encoder the
+    mean of the last hidden states over real tokens.
+
+    Args:
+        folder: with the model and its tokenizer.
+        max_len: tokens of a text at most, where the folder does not say.
+        device: None: the accelerator, if there is one.
+        dtype: of the model: float32, bfloat16 or float16; None: float32. Pooling is in float32.
 
     Raises:
-        InputError: `folder` is not a folder with a model.
+        InputError: `folder` is not a folder with a model, or its modules are not known here.
     """
 
-    def __init__(self, folder: str | Path, max_len: int = 256, device: str | None = None):
+    def __init__(self, folder: str | Path, max_len: int = 256, device: str | None = None, dtype: str | None = None):
         import torch
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()  # one for loading weights, of no use to anybody
-        if not (Path(folder) / "config.json").is_file():
+        self.recipe = read_recipe(Path(folder))
+        place = self.recipe.transformer
+        if not (place / "config.json").is_file():
             raise InputError(
                 f"{folder}: no config.json in it; expected a folder with a Hugging Face encoder and its tokenizer"
             )
-        self.max_len = max_len
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = AutoModel.from_pretrained(str(folder), dtype=torch.float32).to(self.device).eval()
+        self.after = [None if kind == "Normalize" else open_dense(at).to(self.device) for kind, at in self.recipe.after]
+        with quiet():
+            self.tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+            opened = AutoModel.from_pretrained(
+                str(place), dtype=getattr(torch, dtype or "float32"), trust_remote_code=False
+            )
+        if opened.config.is_encoder_decoder:
+            raise InputError(
+                f"{folder}: is a {opened.config.model_type}, of encoder and decoder; score it with sentence-transformers, and compare its "
+                "run (--run)"
+            )
+        self.model = opened.to(self.device).eval()
+        self.tokenizer.padding_side = "right"
+        if self.recipe.is_plain:
+            self.max_len = max_len
+        else:
+            takes = getattr(opened.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+            self.max_len = self.recipe.max_len or min(takes, self.tokenizer.model_max_length)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """[texts, hidden] float32. Texts are sorted by length and padded in batches; the result does not depend on the
-        batches, to rounding.
+    def encode(self, texts: Sequence[str], prompt: str = "") -> np.ndarray:
+        """[texts, hidden] float32, of texts behind a prompt. Texts are sorted by length and padded in batches; the result does not
+        depend on the batches, to rounding.
         """
-        vectors = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        parts: list[np.ndarray] = [np.zeros((0, self.model.config.hidden_size), np.float32)]
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            chunk = list(texts[start : start + TEXTS_AT_ONCE])
-            self._encode(chunk, vectors[start : start + len(chunk)])
-        return vectors
+            parts.append(self._encode([prompt + text for text in texts[start : start + TEXTS_AT_ONCE]], prompt))
+        return np.concatenate(parts[1:] or parts)
 
-    def _encode(self, texts: list[str], vectors: np.ndarray) -> None:
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self.encode(texts, self.recipe.query_prompt)
+
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
+        return self.encode(texts, self.recipe.document_prompt)
+
+    def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
         import torch
 
-        if self.tokenizer.is_fast:
-            texts = shortened(
-                self.tokenizer, texts, self.max_len
-            )  # of a text of megabytes, what is kept and little more
+        texts = [text.lower() for text in texts] if self.recipe.lower_case else texts
+        if self.tokenizer.is_fast:  # of a text of megabytes, what is kept and little more
+            texts = shortened(self.tokenizer, texts, self.max_len)
         ids = self.tokenizer(texts, truncation=True, max_length=self.max_len)["input_ids"]
+        # A prompt's tokens without what ends a text.
+        skipped = 0 if self.recipe.include_prompt or not prompt else len(self.tokenizer(prompt)["input_ids"]) - 1
+        vectors: list[Any] = [None] * len(texts)
         with torch.inference_mode():
             for rows in _length_batches([len(row) for row in ids]):
                 batch: Any = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
                 batch = batch.to(self.device)
                 states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-                mask = batch["attention_mask"].unsqueeze(-1).to(torch.float32)
-                total = (states.last_hidden_state * mask).sum(1)
-                mean = total / mask.sum(1).clamp(min=1)  # no token at all: zeros, cosine 0
-                vectors[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+                found = pooled(states.last_hidden_state, batch["attention_mask"], self.recipe.modes, skipped)
+                for dense in self.after:
+                    found = torch.nn.functional.normalize(found, dim=1) if dense is None else dense(found)
+                found = torch.nn.functional.normalize(found, dim=1).cpu().numpy()
+                for row, vector in zip(rows, found, strict=True):
+                    vectors[row] = vector
+        return np.stack(vectors)
 
 
 def embed(texts: Sequence[str], encoder: str | Path, max_len: int = 256) -> np.ndarray:
-    """Embeddings of `MeanEncoder`, [texts, hidden] float32.
+    """Embeddings of `DenseEncoder`, [texts, hidden] float32.
 
     Raises:
         InputError: `encoder` is not a folder with a model.
     """
-    return MeanEncoder(encoder, max_len).encode(texts)
+    return DenseEncoder(encoder, max_len).encode(texts)
 
 
 def bm25_neighbours(queries: Sequence[str], documents: Sequence[str], k: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from rankery.data.encoding import EncodedPairs
-from rankery.data.files import mix, text_hash
+from rankery.data.files import mix, named, text_hash
 from rankery.data.records import QueryRecord
 from rankery.errors import InputError
 
@@ -44,7 +44,7 @@ class Gains:
     """Integer gains of pairs, as qrels hold them: `round(scale * max(0, label - shift))`."""
 
     gain: np.ndarray  # [P] int64, from 0
-    shift: float  # min_label where that is negative, else 0
+    shift: float  # min_label, the label with gain 0
     scale: float  # 1 for grades
     is_soft: bool  # the labels are scores, not grades
 
@@ -131,17 +131,18 @@ def distinct_scores(sorted_scores: np.ndarray) -> np.ndarray:
 def gains(pairs: EvaluationPairs, min_label: float = 0.0) -> Gains:
     """Integer gains for qrels, nDCG and thresholds.
 
-    Grades (integers up to MOST_GRADES) are their own gains. A negative `min_label` is subtracted, so that the lowest
-    grade has gain 0; labels below it have gain 0 too, as trec_eval treats negative grades. If any label is no integer,
-    all are scores: scaled so that the largest has gain MOST_GRADES, a resolution of 0.01% of it; nDCG does not change
-    with scale.
+    Gains begin at `min_label`: labels 1 to 5 with a min_label of 1 are worth what 0 to 4 are with 0, as in `lambda_rank`;
+    labels below it have gain 0 too, as trec_eval treats negative grades. Grades (integers up to MOST_GRADES above it)
+    keep their steps. Others are scores: scaled so that the largest has gain MOST_GRADES, a resolution of 0.01% of it,
+    as are grades above a `min_label` that is no integer; nDCG does not change with scale.
     """
-    shift = min(0.0, float(min_label))
-    shifted = np.maximum(np.asarray(pairs.label, dtype=np.float64) - shift, 0.0)
+    shift, labels = float(min_label), np.asarray(pairs.label, dtype=np.float64)
+    shifted = np.maximum(labels - shift, 0.0)
     largest = float(shifted.max(initial=0.0))
-    is_soft = largest > MOST_GRADES or bool((shifted != np.rint(shifted)).any())
-    scale = MOST_GRADES / largest if is_soft else 1.0
-    return Gains(np.rint(shifted * scale).astype(np.int64), shift, scale, is_soft)
+    steps_are_whole = largest <= MOST_GRADES and bool((shifted == np.rint(shifted)).all())
+    are_grades = largest <= MOST_GRADES and bool((labels == np.rint(labels))[shifted > 0].all())
+    scale = 1.0 if steps_are_whole else MOST_GRADES / largest
+    return Gains(np.rint(shifted * scale).astype(np.int64), shift, scale, not (steps_are_whole or are_grades))
 
 
 def write_run(
@@ -162,7 +163,7 @@ def write_run(
     scores = np.asarray(scores)
     names = names or Names(Numbered("q"), Numbered("d"))
     order = rank(scores, pairs.key, seed, pairs.query)
-    with path.open("w", encoding="utf-8") as file:
+    with named(path), path.open("w", encoding="utf-8") as file:
         for query, of_query in _by_query(pairs.query, order):
             written = distinct_scores(scores[of_query])
             for position, (pair, score) in enumerate(zip(of_query.tolist(), written, strict=True), 1):
@@ -171,12 +172,9 @@ def write_run(
 
 
 def write_qrels(path: Path, pairs: EvaluationPairs, min_label: float = 0.0) -> None:
-    """TREC qrels file, `q0 0 d3 1` a line, with `gains` as relevance; every pair is judged.
-
-    Tools count relevance from 1 unless told: where `min_label` is above 0, tell them (trec_eval -l, ir-measures rel=).
-    """
+    """TREC qrels file, `q0 0 d3 1` a line, with `gains` as relevance, so that it counts from 1; every pair is judged."""
     gain = gains(pairs, min_label).gain
-    with path.open("w", encoding="ascii") as file:
+    with named(path), path.open("w", encoding="ascii") as file:
         for pair, (query, relevance) in enumerate(zip(pairs.query.tolist(), gain.tolist(), strict=True)):
             file.write(f"q{query} 0 d{pair} {relevance}\n")
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rankery.data.finite import check_finite
 from rankery.data.records import pair_place
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.evaluation.inputs import Candidates
 from rankery.processes import Group, own_device
 
@@ -53,7 +53,7 @@ def names_of(systems: Sequence[System]) -> list[str]:
         InputError: the same system twice.
     """
     if len(set(systems)) < len(systems):
-        twice = sorted({f"--{s.kind} {s.value}" for s in systems if systems.count(s) > 1})
+        twice = sorted({f"{option(s.kind)} {s.value}" for s in systems if systems.count(s) > 1})
         raise InputError([f"{name} is there twice; expected each system once" for name in twice])
     parts = [_parts(system) for system in systems]
     names: list[str] = []
@@ -61,7 +61,7 @@ def names_of(systems: Sequence[System]) -> list[str]:
         others = [other for other in parts if other != own]
         size = next((n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others)), len(own))
         names.append("/".join(own[-size:]))
-    names = [f"cosine of {name}" if _is_cosine(system) else name for name, system in zip(names, systems, strict=True)]
+    names = [f"cosine of {name}" if is_cosine(system) else name for name, system in zip(names, systems, strict=True)]
     kinds = [name if names.count(name) == 1 else f"{name} ({s.kind})" for name, s in zip(names, systems, strict=True)]
     return [name if kinds.count(name) == 1 else s.value for name, s in zip(kinds, systems, strict=True)]
 
@@ -81,13 +81,13 @@ def score_system(
     else:
         found = Scored(np.zeros(len(candidates.pairs), np.float32), 0.0)
         if group.process == 0:
-            found = _score_baseline(system.value, candidates, seed, options.get("device"))
+            found = _score_baseline(system.value, candidates, seed, options)
         found = replace(found, scores=group.add_up(found.scores))
     check_finite(found.scores, partial(pair_place, candidates.records), system.value, shared=True)
     return found
 
 
-def _score_baseline(value: str, candidates: Candidates, seed: int, device: str | None) -> Scored:
+def _score_baseline(value: str, candidates: Candidates, seed: int, options: dict[str, Any]) -> Scored:
     from rankery.evaluation.baselines import bm25_scores, cosine_scores, random_scores
 
     begun = time.monotonic()
@@ -95,9 +95,9 @@ def _score_baseline(value: str, candidates: Candidates, seed: int, device: str |
         return Scored(random_scores(candidates.records, seed), time.monotonic() - begun)
     if value == "bm25":
         return Scored(bm25_scores(candidates.records), time.monotonic() - begun)
-    from rankery.evaluation.retrieval import MeanEncoder
+    from rankery.evaluation.retrieval import DenseEncoder
 
-    encoder = MeanEncoder(value, device=own_device(device))
+    encoder = DenseEncoder(value, device=own_device(options.get("device")), dtype=options.get("dtype"))
     begun = time.monotonic()
     scores = cosine_scores(candidates.records, encoder)
     return Scored(scores, time.monotonic() - begun, *_size(encoder.model))
@@ -172,7 +172,7 @@ def _size(model: Any) -> tuple[int, float]:
 
 def _parts(system: System) -> list[str]:
     """A path's parts; of a run file without its endings."""
-    if system.kind == "baseline" and not _is_cosine(system):
+    if system.kind == "baseline" and not is_cosine(system):
         return ["BM25" if system.value == "bm25" else "random order"]
     parts = [part for part in Path(system.value).parts if part != "/"] or [system.value]
     if system.kind == "run":
@@ -182,5 +182,5 @@ def _parts(system: System) -> list[str]:
     return parts
 
 
-def _is_cosine(system: System) -> bool:
+def is_cosine(system: System) -> bool:
     return system.kind == "baseline" and system.value not in ("random", "bm25")

@@ -7,6 +7,7 @@ wrong label would turn into no negatives at all.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from rankery.data.finite import check_finite
 from rankery.distilling.store import Store, teacher_digest
 from rankery.distilling.teacher import known_logits
+from rankery.evaluation.information import NEARLY
 from rankery.mining.rows import Query
 from rankery.mining.select import Candidate, Passes
 from rankery.models.opening import open_reranker
@@ -26,7 +28,7 @@ class Judge:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         margin: float,
         store: str | Path | None,
         prompt: str | None,
@@ -35,6 +37,7 @@ class Judge:
     ):
         self.reranker = open_reranker(model, prompt, dtype=dtype, device=device)
         self.margin = margin
+        self.lowest, self.highest, self.scored = math.inf, -math.inf, 0  # of what it ranks by
         self.store = Store(Path(store)) if store else None
         self.digest = teacher_digest(self.reranker) if self.store else ""
 
@@ -53,6 +56,11 @@ class Judge:
 
         return judge
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether all pairs so far have (nearly) one score, so that it has judged nothing."""
+        return self.scored > 1 and self.highest - self.lowest < NEARLY
+
     def close(self) -> None:
         if self.store is not None:
             self.store.database.close()
@@ -62,4 +70,7 @@ class Judge:
         logits = torch.from_numpy(known_logits(self.reranker, self.digest, pairs, self.store))
         check_finite(logits, lambda i: f"query {pairs[i][0]!r:.60}, document {pairs[i][1]!r:.80}", "the teacher")
         scores = self.reranker.rank_scores(logits)
+        if len(scores):
+            self.lowest, self.highest = min(self.lowest, float(scores.min())), max(self.highest, float(scores.max()))
+            self.scored += len(scores)
         return (scores.sigmoid() if logits.dim() == 1 else scores).tolist()

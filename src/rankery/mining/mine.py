@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankery.data.files import expand_paths, written_whole
+from rankery.arguments import checked
+from rankery.data.files import check_outside, expand_paths, written_whole
 from rankery.data.records import LabelRange, check_records
-from rankery.errors import InputError
+from rankery.errors import InputError, option
 from rankery.mining.judge import Judge
 from rankery.mining.progress import shown
 from rankery.mining.rows import Query, distinct, mined_line, read_corpus, read_queries
@@ -43,6 +44,7 @@ class Mined:
     left_out: Counter[str] = field(default_factory=Counter)  # "forbidden", "margin", "teacher"
     short: int = 0  # queries that got fewer negatives than asked for
     without_positive: int = 0  # queries that are left as they are
+    flat_teacher: bool = False  # it gave all pairs (nearly) one score
 
     def __str__(self) -> str:
         total = self.negatives.total()
@@ -54,6 +56,8 @@ class Mined:
             f"left out: {self.left_out['forbidden']:,} labelled already, {self.left_out['margin']:,} by the margin, "
             f"{self.left_out['teacher']:,} by the teacher",
         ]
+        if self.flat_teacher:
+            lines.append("the teacher judged NOTHING: it gives all pairs (nearly) one score; choose another")
         if self.short:
             lines.append(f"{self.short:,} queries got fewer than asked for: nothing else was left between the ranks")
         if self.without_positive:
@@ -61,6 +65,7 @@ class Mined:
         return "\n".join([*lines, f"wrote {self.output}"])
 
 
+@checked
 def mine(
     data: str | Path | Sequence[str | Path],
     output: str | Path,
@@ -71,7 +76,7 @@ def mine(
     ranks: tuple[int, int] = (10, 100),
     pick: str = "random",
     margin: float | None = None,
-    teacher: str | None = None,
+    teacher: str | Path | None = None,
     teacher_margin: float = 0.0,
     store: str | Path | None = None,
     given: str = "keep",
@@ -122,11 +127,12 @@ def mine(
     teachers_own = {"teacher_margin": teacher_margin or None, "store": store, "prompt": prompt, "dtype": dtype}
     _check(by, negatives, teacher, teacher_margin, teachers_own, given, min_label, relevant_above)
     if (query_prefix or document_prefix) and set(by) == {"bm25"}:
-        raise InputError("query_prefix and document_prefix are for embedding models; expected one in --by")
+        raise InputError(f"query_prefix and document_prefix are for embedding models; expected one in {option('by')}")
     paths = expand_paths(data)
     corpus_paths = [] if corpus is None else expand_paths(corpus)
     output = Path(output)
     check_output(output, [*paths, *corpus_paths], overwrite)
+    check_outside(output, [teacher] if teacher else [])
     check_records(paths, LabelRange(min_label, max(1.0, min_label + 1), strict=False))
     queries = read_queries(paths, min_label, relevant_above, given == "keep")
     documents = read_corpus(corpus_paths) if corpus_paths else _own_documents(queries)
@@ -144,6 +150,7 @@ def mine(
                 texts = [documents[one.document] for one in found]
                 file.write(mined_line(query, texts, [f"{one.source}:{one.rank}" for one in found], min_label))
     if judge is not None:
+        mined.flat_teacher = judge.is_flat
         judge.close()
     return mined
 
@@ -171,7 +178,7 @@ def _rules(ranks: tuple[int, int], margin: float | None, pick: str, seed: int) -
 def _check(
     by: Sequence[str],
     negatives: int,
-    teacher: str | None,
+    teacher: str | Path | None,
     teacher_margin: float,
     teachers_own: dict[str, Any],
     given: str,

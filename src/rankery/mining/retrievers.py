@@ -18,7 +18,7 @@ import numpy as np
 
 from rankery.data.finite import check_finite
 from rankery.errors import InputError
-from rankery.evaluation.retrieval import Bm25, MeanEncoder, top
+from rankery.evaluation.retrieval import Bm25, DenseEncoder, top
 from rankery.mining.progress import shown
 from rankery.mining.select import Found
 from rankery.models.folders import CONTRACT_FILE
@@ -112,7 +112,7 @@ class Encoder:
         self.model: Any
         with loading(str(path) if path.is_dir() else name):
             if self.is_plain:
-                self.model = MeanEncoder(path, device=device)
+                self.model = DenseEncoder(path, device=device)
             else:
                 self.model = _sentence_transformer(str(path) if path.is_dir() else name, device)
 

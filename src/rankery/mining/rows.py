@@ -8,14 +8,22 @@ a line. Rejected: taking any key of a corpus line for its text (a corpus of titl
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankery.data.files import numbered_lines
-from rankery.data.records import ANY_LABEL, MAX_COLLECTED, LabelRange, QueryRecord, is_text, parse_line
+from rankery.data.lines import VALUES, numbered_lines
+from rankery.data.records import (
+    ANY_LABEL,
+    MAX_COLLECTED,
+    LabelRange,
+    QueryRecord,
+    is_text,
+    parse_json,
+    parse_object,
+    parse_row,
+)
 from rankery.errors import InputError
 
 CORPUS_SHAPES = '{"text"} or {"document"} objects, strings, lists of strings, or lines of training data'
@@ -46,7 +54,8 @@ def read_queries(paths: Sequence[Path], min_label: float, relevant_above: float,
     pair_lines: dict[str, tuple[Query, list[tuple[str, float]]]] = {}
     for path in paths:
         for number, line in numbered_lines(path):
-            record, row = parse_line(line, str(path), number, labels), json.loads(line)
+            row = parse_object(line, f"{path}:{number}")
+            record = parse_row(row, str(path), number, labels)
             pairs = list(zip(record.documents, record.labels, strict=True))
             if record.is_pair_line:
                 if record.query not in pair_lines:
@@ -128,14 +137,14 @@ def read_corpus(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         empty = True
         try:
-            for number, line in numbered_lines(path):
+            for number, line in numbered_lines(path, VALUES):
                 empty = False
                 try:
                     documents.update(dict.fromkeys(_texts(line, str(path), number)))
                 except InputError as error:
                     problems += error.problems[: MAX_COLLECTED - len(problems)]
-        except (OSError, EOFError, zlib.error) as error:
-            problems.append(f"{path}: cannot be read: {error}; expected JSONL, plain or gzip")
+        except InputError as error:  # of the file, not of a line
+            problems += error.problems
             continue
         if empty:
             problems.append(f"{path}: is empty; expected one document a line: {CORPUS_SHAPES}")
@@ -152,12 +161,9 @@ def distinct(documents: Sequence[str] | dict[str, None]) -> list[str]:
 def _texts(line: bytes, path: str, number: int) -> Sequence[str]:
     """The documents of one line of a corpus."""
     where = f"{path}:{number}"
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: is not JSON ({error}); expected one document a line: {CORPUS_SHAPES}") from None
+    value = parse_json(line, where, f"one document a line: {CORPUS_SHAPES}")
     if isinstance(value, dict) and not {"text", "document"} & value.keys() and "query" in value:
-        return parse_line(line, path, number, ANY_LABEL).documents
+        return parse_row(value, path, number, ANY_LABEL).documents
     if isinstance(value, dict):
         value = value.get("text", value.get("document"))
     texts = value if isinstance(value, list) else [value]

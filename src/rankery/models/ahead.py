@@ -1,4 +1,4 @@
-"""Work done one piece ahead of its use, on a thread: tokenising the next texts while a GPU scores the last ones.
+"""Work done one piece ahead of its use, on a thread: the processor prepares what comes next while a GPU scores the last.
 
 Contract: results come in order; an error comes with the piece that raised it. Where the processor is what scores, nothing is
 gained: it is done in turn.
@@ -6,24 +6,27 @@ gained: it is done in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(work: Iterable[Callable[[], T]], threaded: bool) -> Iterator[T]:
-    """What each piece of work gives, in order; `threaded`: each is done while its predecessor's result is used."""
+def ahead(pieces: Iterable[T], threaded: bool) -> Iterator[T]:
+    """The same pieces; `threaded`: each is made while its predecessor is used."""
     if not threaded:
-        yield from (piece() for piece in work)
+        yield from pieces
         return
+    source = iter(pieces)
     with ThreadPoolExecutor(1) as executor:
-        waiting: Future[T] | None = None
-        for piece in work:
-            following = executor.submit(piece)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+        following = executor.submit(_next, source)
+        while piece := following.result():
+            following = executor.submit(_next, source)
+            yield from piece
+
+
+def _next(source: Iterator[T]) -> list[T]:
+    """The next piece, alone; nothing at the end."""
+    return list(islice(source, 1))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rankery.models.packing import INNER, PREFIX, packs
+from rankery.models.packing import INNER, PREFIX
 
 CPU_BUDGET = 2048  # activations of a small encoder stay near the caches, and cuts by length stay fine
 CPU_WHOLE_BYTES = 2 << 30  # a group whose activations are smaller is computed whole: its parts would be computed twice
@@ -33,7 +33,8 @@ def default_token_budget(config: Any, device: torch.device, training: bool, larg
         largest: tokens of the largest example that should not be split.
     """
     text = config.get_text_config()
-    layers, width = text.num_hidden_layers, text.hidden_size
+    # A family that names neither (Perceiver) counts as one of BERT's size.
+    layers, width = getattr(text, "num_hidden_layers", 12), getattr(text, "hidden_size", 768)
     if device.type == "cpu":
         # In fp32 a token takes about 100 bytes for each unit of the model's width in each layer (benchmarks/group_memory.py).
         return max(CPU_BUDGET, min(largest, CPU_WHOLE_BYTES // (100 * width * layers)))
@@ -80,13 +81,22 @@ def attention_for(device: torch.device, dtype: torch.dtype) -> str:
     return "eager" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
 
 
-def set_attention(model: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Switches a transformers model to `attention_for`, where the model has that implementation; packed, where it packs."""
-    current, wanted = model.config._attn_implementation.removeprefix(PREFIX), attention_for(device, dtype)
-    if current not in INNER:  # somebody chose a kernel
-        return
+def best_attention(model: Any, device: torch.device, dtype: torch.dtype, packed: bool) -> str:
+    """`attention_for`, where a transformers model has that implementation, one that packs if `packed`; the model's own where
+    somebody chose it, or where its class has no choice."""
+    own = str(model.config._attn_implementation)
+    current, wanted = own.removeprefix(PREFIX), attention_for(device, dtype)
+    if current not in INNER or not model._can_set_attn_implementation():
+        return own
     inner = wanted if wanted == "eager" or getattr(model, "_supports_sdpa", False) else current
-    model.set_attn_implementation(PREFIX + inner if packs(model) else inner)
+    return PREFIX + inner if packed else inner
+
+
+def set_attention(model: Any, device: torch.device, dtype: torch.dtype, packed: bool) -> None:
+    """Switches a transformers model to its `best_attention`."""
+    best = best_attention(model, device, dtype, packed)
+    if best != model.config._attn_implementation:
+        model.set_attn_implementation(best)
 
 
 def pad_multiple(device: torch.device) -> int:

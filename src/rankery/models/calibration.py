@@ -9,7 +9,6 @@ golden scores and has no place for isotonic regression.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankery.errors import InputError
+from rankery.errors import InputError, shown
+from rankery.models.contract_schema import DIGEST, digest_of
 from rankery.models.folders import CONTRACT_FILE, STATE_FILE, write_whole
 from rankery.models.scorer import expected_grade
 
@@ -54,13 +54,9 @@ class Calibration:
         return probabilities
 
     def to_dict(self) -> dict[str, Any]:
-        """As the contract keeps it."""
-        return {
-            "kind": self.kind,
-            **self.parameters,
-            "relevant_above": self.relevant_above,
-            "about": dict(self.about),
-        }
+        """As the contract keeps it, with its digest."""
+        said = {"kind": self.kind, **self.parameters, "relevant_above": self.relevant_above, "about": dict(self.about)}
+        return {**said, DIGEST: digest_of(said)}
 
 
 def evidence(logits: torch.Tensor) -> torch.Tensor:
@@ -80,6 +76,9 @@ def check_scale(calibration: Calibration | None, calibrated: bool, normalize: bo
     Raises:
         InputError: they are to be two things, or probabilities of a model without a calibration.
     """
+    for name, value in (("normalize", normalize), ("calibrated", calibrated)):
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{name} is {shown(value)}; expected True or False")
     if calibrated and normalize:
         raise InputError("normalize and calibrated are both set; expected one: a sigmoid, or a measured probability")
     if calibrated and calibration is None:
@@ -100,15 +99,18 @@ def read_calibration(contract: Mapping[str, Any], name: str) -> Calibration | No
         return None
     where = f"{name}: the calibration in {CONTRACT_FILE}"
     kind = kept.get("kind") if isinstance(kept, dict) else None
-    if kind not in PARAMETERS:
+    if not isinstance(kind, str) or kind not in PARAMETERS:
         raise InputError(
-            f"{where} is of kind {kind!r}; expected one of {', '.join(PARAMETERS)}: update rankery, or {ADVICE}"
+            f"{where} is of kind {kind!r:.80}; expected one of {', '.join(PARAMETERS)}: update rankery, or {ADVICE}"
         )
     parameters = {key: kept.get(key) for key in PARAMETERS[kind]}
     problem = _problem(kind, parameters, kept.get("relevant_above"))
+    if not problem and kept.get(DIGEST) not in (None, digest_of(kept)):
+        problem = "it was changed since it was fitted"
     if problem:
         raise InputError(f"{where} is damaged: {problem}; restore the file, or {ADVICE}")
-    return Calibration(kind, parameters, float(kept["relevant_above"]), kept.get("about") or {})
+    about = kept.get("about")
+    return Calibration(kind, parameters, float(kept["relevant_above"]), about if isinstance(about, dict) else {})
 
 
 def _problem(kind: str, parameters: Mapping[str, Any], relevant_above: Any) -> str:
@@ -155,7 +157,9 @@ def check_place(folder: Path, overwrite: bool) -> None:
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Puts a calibration into the contract of a model folder; all else in it, golden scores too, stays as it was."""
-    file = folder / CONTRACT_FILE
-    contract = json.loads(file.read_text(encoding="utf-8"))
+    from rankery.models.contract import contract_text, read_contract
+
+    contract = read_contract(folder)
+    assert contract is not None
     contract["calibration"] = calibration.to_dict()
-    write_whole(file, json.dumps(contract, ensure_ascii=False, indent=1))
+    write_whole(folder / CONTRACT_FILE, contract_text(contract))

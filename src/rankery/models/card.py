@@ -18,28 +18,31 @@ LITERAL = "Where a query or document spells control tokens, rankery reads them a
 
 
 @dataclass(frozen=True)
-class Before:
-    """What training started from: its validation metrics (none without validation data), whether its head was random."""
+class Outcome:
+    """What training made of what it started from: validation metrics of both (none without validation data), the one that the
+    verdict is by (None: all would be the same whatever the model), and whether the head was random before."""
 
-    metrics: dict[str, float]
+    before: dict[str, float]
+    after: dict[str, float]
+    judged_by: str | None
     new_head: bool
+    is_flat: bool = False  # the model gives documents of a query (nearly) one score
 
 
-def model_card(
-    config: TrainConfig, reranker: Reranker, before: Before, after: dict[str, float], step: int, data: str
-) -> str:
+def model_card(config: TrainConfig, reranker: Reranker, outcome: Outcome, step: int, data: str) -> str:
     """Markdown with the metadata block that model hubs read.
 
     Args:
-        before: what training started from.
-        after: validation metrics of the model; empty without validation data.
+        config: of the training.
+        reranker: the model.
+        outcome: what the training brought.
+        step: that the model is of.
         data: the summary of the data sets.
     """
-    rows = "\n".join(
-        f"| {key} | {before.metrics.get(key, math.nan):.4f} | {value:.4f} |" for key, value in after.items()
-    )
+    before, after = outcome.before, outcome.after
+    rows = "\n".join(f"| {key} | {before.get(key, math.nan):.4f} | {value:.4f} |" for key, value in after.items())
     table = f"| metric on {config.val_dataset} | before training | after |\n|---|---|---|\n{rows}\n\n" if after else ""
-    table += f"{verdict(config, before, after)}."
+    table += f"{verdict(outcome)}."
     base = config.model_name_or_path
     on_hub = None if Path(base).expanduser().exists() else base  # a hub takes no path of somebody's disk
     shown = (
@@ -72,15 +75,24 @@ def model_card(
     )
 
 
-def verdict(config: TrainConfig, before: Before, after: dict[str, float]) -> str:
-    """Whether training has made the model better, by the metric that chose it (nDCG@10 where none did)."""
-    if not (before.metrics and after):
+def verdict(outcome: Outcome) -> str:
+    """Whether training has made the model better, by the metric that judges it; a model that orders nothing is called that."""
+    if outcome.is_flat:
+        return (
+            "The model orders NOTHING: it gives all documents of a query (nearly) one score; keep what you had, and try a smaller "
+            "lr, more data or another loss_type"
+        )
+    if not (outcome.before and outcome.after):
         return "Without val_dataset nobody has measured whether the model is better than what it started from"
-    name = config.best_metric if config.best_metric not in (None, "auto") else "nDCG@10"
-    assert name is not None
-    old, new = before.metrics[name], after[name]
+    name = outcome.judged_by
+    if name is None:
+        return (
+            "The validation data cannot say whether the model is better than what it started from: every order of its documents is "
+            "worth the same, and the loss finds nothing to learn there"
+        )
+    old, new = outcome.before[name], outcome.after[name]
     better = new < old if name == "loss" else new > old
-    start = "what it started from" + (", which had a new head and ordered by chance" if before.new_head else "")
+    start = "what it started from" + (", which had a new head and ordered by chance" if outcome.new_head else "")
     advice = "" if better else "; keep what you had, or try another lr, more epochs or more data"
     return f"The model is {'better' if better else 'NOT better'} than {start}: {name} {old:.4f} before training, {new:.4f} after{advice}"
 

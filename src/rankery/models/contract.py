@@ -1,14 +1,13 @@
 """A saved model directory is a contract: `rankery.json` says how it scores, and holds golden scores to prove it.
 
-Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; golden logits are
-computed from the directory as written, in fp32; each dtype's tolerance is measured at that moment. Loading compares. Cost:
-eight short probes. Rejected: hashes of the files, which say that bytes are the same but not that scores are.
+Contract of the contract: the directory is a plain Hugging Face directory (safetensors), whole or absent; what is beside the weights
+(golden scores, the card) never costs them. Loading compares scores (golden.py) and digests (contract_schema.py), which tell what
+probes cannot: a word they do not hold.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,34 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rankery.data.template import PairTemplate
-from rankery.errors import InputError
-from rankery.models.folders import CONTRACT_FILE, written_aside
+from rankery.errors import InputError, attempt
+from rankery.models.contract_schema import ABSENT, DIGEST, changed_files, contract_problems, digest_of, file_digests
+from rankery.models.folders import CONTRACT_FILE, files_in, write_whole, written_aside
+from rankery.models.golden import NO_GOLDEN, golden_of, verify_golden
+from rankery.models.golden import PROBES as PROBES
 from rankery.models.lora import has_adapters, save_adapters
 
 if TYPE_CHECKING:
-    from rankery.models.reranker import Pair, Reranker
+    from rankery.models.reranker import Reranker
 
 FORMAT_VERSION = 1
-CONTRACT_KEYS = (
-    *("model_type", "num_labels", "max_len", "query_format", "document_format", "template", "min_label", "max_label"),
-    *("probes", "golden", "tolerance", "files"),
-)
-# What a contract without these keys means: models saved before there were such keys.
-ABSENT = {"special_tokens_in_text": "parse", "document_first": False}
-# Short, of different lengths, so that a batch of them pads; swapped, empty and non-English ones among them.
-PROBES = (
-    ("how do plants make food", "Plants turn light, water and carbon dioxide into sugar; this is photosynthesis."),
-    ("how do plants make food", "The train to the coast leaves at noon."),
-    ("The train to the coast leaves at noon.", "how do plants make food"),
-    ("capital of France", "Paris"),
-    ("capital of France", "Paris is the capital of France, and its largest city, on the river Seine in the north."),
-    ("月亮有多远", "月球与地球的平均距离约为三十八万公里。"),
-    ("empty document", ""),
-    ("3.14 * 2 = ?", "6.28"),
-)
-FLOAT32_TOLERANCE = 2e-4  # times the largest golden logit, 1 at least: other CPUs, kernels and devices
-HALF_MARGIN = 4.0  # half-precision tolerance: this times the largest deviation measured when saving ...
-HALF_FLOOR = 5e-3  # ... and no less than this
 
 
 def read_contract(folder: Path) -> dict[str, Any] | None:
@@ -59,17 +41,20 @@ def read_contract(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         contract = json.loads(file.read_text(encoding="utf-8"))
-        version = int(contract["format_version"])
-        missing = [key for key in CONTRACT_KEYS if version <= FORMAT_VERSION and key not in contract]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        missing, version = [repr(error)], 0
-    if missing:
+        version = contract["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise InputError(
+                f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
+            )
+        problems = contract_problems(contract)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problems = [f"{type(error).__name__}: {error!s:.80}"]
+    if problems:
         raise InputError(
-            f"{file}: is no rankery contract (missing: {', '.join(missing)}); expected the file as saved: save the model again"
-        )
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{file}: has format version {version}; this rankery knows up to {FORMAT_VERSION}: update rankery"
+            f"{file}: is no rankery contract, or was changed ({'; '.join(problems)[:300]}); expected the file as saved: restore it, or "
+            "save the model again"
         )
     return {**ABSENT, **contract}
 
@@ -90,7 +75,7 @@ def foreign_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     contract = read_contract(folder)
-    ours = {CONTRACT_FILE, *contract["files"]} if contract else set()
+    ours = {CONTRACT_FILE, *(name.split("/")[0] for name in contract["files"])} if contract else set()
     return sorted(path.name for path in folder.iterdir() if path.name not in ours)
 
 
@@ -133,48 +118,23 @@ def check_contract(contract: dict[str, Any], reranker: Reranker, name: str, veri
         InputError: it does not.
     """
     check_template(contract, reranker.template, name)
-    if verify and not getattr(reranker.model, "is_loaded_in_4bit", False):  # golden scores are of whole weights
+    if not verify:
+        return
+    if not getattr(reranker.model, "is_loaded_in_4bit", False):  # golden scores are of whole weights
         verify_golden(contract, reranker, name)
-
-
-def padded_scores(reranker: Reranker, pairs: Sequence[Pair]) -> torch.Tensor:
-    """Logits of pairs padded to one length: other programs pad, and what is wrong about a pad has to show here too."""
-    before, reranker.packing = reranker.packing, "off"
-    try:
-        return reranker.compute_score(pairs, finite=False)
-    finally:
-        reranker.packing = before
-
-
-def verify_golden(contract: dict[str, Any], reranker: Reranker, name: str) -> None:
-    """Scores the probes and compares.
-
-    Raises:
-        InputError: a probe's logits differ by more than the tolerance for the model's dtype.
-    """
-    dtype = str(next(reranker.model.parameters()).dtype).removeprefix("torch.")
-    tolerance = contract["tolerance"].get(dtype, contract["tolerance"]["float32"])
-    pairs = [(probe["query"], probe["document"]) for probe in contract["probes"]]
-    golden, got = torch.tensor(contract["golden"]), padded_scores(reranker, pairs)
-    deviation = (got - golden).abs()
-    if not bool((deviation <= tolerance).all()):
-        worst = int(deviation.reshape(len(golden), -1).amax(dim=1).nan_to_num(nan=float("inf")).argmax())
+    if changed := changed_files(Path(name), contract):
         raise InputError(
-            f"{name}: does not score as it was saved: probe {worst} gives {got[worst].tolist()}, expected "
-            f"{golden[worst].tolist()} within {tolerance:g} ({dtype}); {_suspect(reranker)}"
+            f"{name}: {', '.join(changed[:3])} changed since the model was saved, which its probes need not show; restore the files, or "
+            "load with verify=False and save again if that is meant"
         )
 
 
-def _suspect(reranker: Reranker) -> str:
-    """What has changed where scores have, and what to do about it."""
-    if has_adapters(reranker.model):
-        base = reranker.model.peft_config["default"].base_model_name_or_path
-        return f"the base {base} or the adapters are not what they were: expected the base that these adapters were trained on"
-    return "the weights, tokenizer or config were changed. Restore the files, or load with verify=False"
-
-
-def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str) -> None:
+def write_model_directory(
+    folder: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str, golden: bool = True
+) -> None:
     """Writes weights `state` (full tensors by name), config, tokenizer, card and contract as one whole.
+
+    `golden`: with golden scores; a checkpoint does without, and `add_golden` makes a final model of it.
 
     Raises:
         InputError: `folder` holds something that rankery did not save; or the disk is full or not writable.
@@ -188,10 +148,19 @@ def write_model_directory(folder: Path, reranker: Reranker, state: dict[str, tor
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(folder) as aside:
-        _write_files(aside, reranker, state, card)
+        _write_files(aside, reranker, state, card, golden)
 
 
-def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str) -> None:
+def add_golden(folder: Path, reranker: Reranker) -> None:
+    """Puts golden scores into a directory without any; `reranker` is of the same kind, its weights may be others."""
+    contract = read_contract(folder)
+    if contract is not None and not contract["probes"]:
+        contract |= golden_of(reranker, folder, is_remote_code(reranker.model))
+        whole = contract_text(contract)
+        attempt(f"{folder}: has no golden scores", lambda: write_whole(folder / CONTRACT_FILE, whole), None)
+
+
+def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor], card: str, golden: bool) -> None:
     model, tokenizer = reranker.model, deepcopy(reranker.tokenizer)
     tokenizer.model_max_length = reranker.template.max_len
     tokenizer.save_pretrained(aside)
@@ -200,8 +169,12 @@ def _write_files(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]
     else:
         _write_whole_model(aside, reranker, state)
     (aside / "README.md").write_text(card, encoding="utf-8")
-    contract = _contract(reranker, aside)
-    (aside / CONTRACT_FILE).write_text(json.dumps(contract, ensure_ascii=False, indent=1), encoding="utf-8")
+    (aside / CONTRACT_FILE).write_text(contract_text(_contract(reranker, aside, golden)), encoding="utf-8")
+
+
+def contract_text(contract: dict[str, Any]) -> str:
+    """A contract as its file holds it, with its own digest."""
+    return json.dumps({**contract, DIGEST: digest_of(contract)}, ensure_ascii=False, indent=1)
 
 
 def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.Tensor]) -> None:
@@ -210,11 +183,14 @@ def _write_whole_model(aside: Path, reranker: Reranker, state: dict[str, torch.T
     if is_remote_code(model):
         from transformers.dynamic_module_utils import custom_object_save
 
-        custom_object_save(model, aside, config=config)
+        what = f"{aside}: the code of the model could not be copied; copy it from where the model came from"
+        attempt(what, lambda: custom_object_save(model, aside, config=config), None)
     if reranker.model_type == "bert_encoder":
         # sentence-transformers would apply a sigmoid to one label: our scores are logits.
         config.sentence_transformers = {"version": "5.1.0", "activation_fn": "torch.nn.modules.linear.Identity"}
-    config.pad_token_id = reranker.template.pad_token_id
+    if reranker.scored_token == "last":
+        # transformers looks for a decoder's last token by its pad. In encoders it may be where positions begin: theirs stays.
+        config.pad_token_id = reranker.template.pad_token_id
     config.architectures = [type(model).__name__.removeprefix("FSDP")]  # the name that sharding gives the class
     config.dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
     tied = tied_weights(model)
@@ -234,15 +210,25 @@ def _save_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
     """model.safetensors, or numbered parts with an index, as transformers reads them; shared tensors are stored once."""
     from huggingface_hub import save_torch_state_dict
 
-    save_torch_state_dict({name: tensor.detach() for name, tensor in state.items()}, folder, max_shard_size="20GB")
+    save_torch_state_dict({name: _whole(tensor) for name, tensor in state.items()}, folder, max_shard_size="20GB")
 
 
-def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is a part of a larger one, as of fused weights that transformers takes apart, as one of its own."""
+    tensor = tensor.detach()
+    is_part = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone() if is_part else tensor
+
+
+def _contract(reranker: Reranker, folder: Path, golden: bool) -> dict[str, Any]:
     import transformers
 
     import rankery
 
-    golden, tolerance = _golden(reranker, folder)
+    # Code that came with the checkpoint runs again only where the user has let it run before.
+    proof = golden_of(reranker, folder, is_remote_code(reranker.model)) if golden else NO_GOLDEN
+    calibration = reranker.calibration
+    saved = calibration and attempt(f"{folder}: its calibration could not be copied", calibration.to_dict, None)
     return {
         "format_version": FORMAT_VERSION,
         "model_type": reranker.model_type,
@@ -258,25 +244,11 @@ def _contract(reranker: Reranker, folder: Path) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },
-        "probes": [{"query": query, "document": document} for query, document in PROBES],
-        "golden": golden.tolist(),
-        "tolerance": tolerance,
-        "files": sorted(path.name for path in folder.iterdir()),
-        **({} if reranker.calibration is None else {"calibration": reranker.calibration.to_dict()}),
+        **proof,
+        "files": (files := files_in(folder)),
+        "digests": file_digests(folder, files),
+        **({"calibration": saved} if saved else {}),
     }
-
-
-def _golden(reranker: Reranker, folder: Path) -> tuple[torch.Tensor, dict[str, float]]:
-    """(fp32 logits of the probes from the directory, tolerance by dtype)."""
-    # Code that came with the checkpoint runs again only where the user has let it run before.
-    written = reranker.reopened(folder, trust_remote_code=is_remote_code(reranker.model))
-    golden = padded_scores(written, PROBES)
-    half = padded_scores(written.to(torch.bfloat16), PROBES)
-    scale = max(1.0, float(golden.abs().max()))
-    measured = float((half - golden).abs().max())
-    half_tolerance = max(HALF_MARGIN * measured, HALF_FLOOR * scale)
-    float32 = FLOAT32_TOLERANCE * scale
-    return golden, {"float32": float32, "bfloat16": half_tolerance, "float16": half_tolerance}
 
 
 def is_remote_code(model: Any) -> bool:

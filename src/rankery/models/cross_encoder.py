@@ -17,7 +17,7 @@ from rankery.data.template import pair_template
 from rankery.data.tokens import Reading as TextReading
 from rankery.errors import check_whole
 from rankery.models.calibration import read_calibration
-from rankery.models.contract import check_arguments, check_contract, check_reading, read_contract
+from rankery.models.contract import PROBES, check_arguments, check_contract, check_reading, read_contract
 from rankery.models.loading import (
     REPORTED,
     check_encoder,
@@ -30,7 +30,6 @@ from rankery.models.loading import (
     has_classifier,
     loading,
     new_weights,
-    placed,
     position_limit,
     set_dropout,
     warn_of_new_head,
@@ -38,6 +37,8 @@ from rankery.models.loading import (
 from rankery.models.lora import base_and_hub, load_adapters
 from rankery.models.reranker import Reranker
 from rankery.models.scorer import Scorer
+from rankery.models.sizes import check_size
+from rankery.models.threads import in_own_thread
 
 
 class CrossEncoder(Reranker):
@@ -105,28 +106,33 @@ class CrossEncoder(Reranker):
             torch.manual_seed(seed)
         check_whole("num_labels", num_labels)
         num_labels = num_labels or (contract or {}).get("num_labels")
-        model, tokenizer = _load(
-            model_name_or_path, num_labels, hub, four_bit(load_in_4bit), hidden_dropout, attention_dropout
-        )
-        if seed is None:
-            warn_of_new_head(model_name_or_path, model)
-        saved = contract or {}
-        template = pair_template(
-            tokenizer,
-            choose_max_len(max_len, saved.get("max_len"), position_limit(model), tokenizer, model_name_or_path),
-            query_format or saved.get("query_format", "{}"),
-            document_format or saved.get("document_format", "{}"),
-            uses_token_types=(getattr(model.config, "type_vocab_size", 0) or 0) > 1,
-            document_first=saved.get("document_first", False) if document_first is None else document_first,
-            special_tokens_in_text=check_reading(special_tokens_in_text or saved.get("special_tokens_in_text"))
-            or "parse",
-        )
-        labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
-        reranker = cls(Scorer(placed(model, device, dtype)).eval(), tokenizer, template, labels)
-        reranker.cache_dir = cache_dir
-        if contract is not None:
-            reranker.calibration = read_calibration(contract, model_name_or_path)
-            check_contract(contract, reranker, model_name_or_path, verify)
+        with loading(model_name_or_path):
+            quantized = four_bit(load_in_4bit, device)
+            model, tokenizer = in_own_thread(
+                _load, model_name_or_path, num_labels, hub, quantized, hidden_dropout, attention_dropout
+            )
+            if seed is None:
+                warn_of_new_head(model_name_or_path, model)
+            saved = contract or {}
+            template = pair_template(
+                tokenizer,
+                choose_max_len(max_len, saved.get("max_len"), position_limit(model), tokenizer, model_name_or_path),
+                query_format or saved.get("query_format", "{}"),
+                document_format or saved.get("document_format", "{}"),
+                uses_token_types=(getattr(model.config, "type_vocab_size", 0) or 0) > 1,
+                document_first=saved.get("document_first", False) if document_first is None else document_first,
+                special_tokens_in_text=check_reading(special_tokens_in_text or saved.get("special_tokens_in_text"))
+                or "parse",
+            )
+            labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
+            reranker = cls(Scorer(model).eval(), tokenizer, template, labels)
+            in_own_thread(reranker.to, device, dtype)
+            reranker.cache_dir = cache_dir
+            if contract is None:
+                in_own_thread(reranker.compute_score, PROBES[:1])  # what cannot score is not opened
+            else:
+                reranker.calibration = read_calibration(contract, model_name_or_path)
+                check_contract(contract, reranker, model_name_or_path, verify)
         return reranker
 
 
@@ -147,6 +153,7 @@ def _load(
         config.num_labels = choose_labels(base, config, num_labels)
         set_dropout(config, hidden_dropout, attention_dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        check_size(base, lambda: AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
         model, report = AutoModelForSequenceClassification.from_pretrained(
             base, config=config, **REPORTED, **base_hub, **quantized
         )

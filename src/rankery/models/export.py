@@ -61,16 +61,25 @@ def to_sequence_classification(reranker: LLMDecoder) -> LLMDecoder:
     return exported
 
 
-def export(source: str | Path, target: str | Path, prompt: str | None = None) -> None:
+def export(source: str | Path, target: str | Path, prompt: str | None = None, overwrite: bool = False) -> None:
     """Writes the sequence-classification model of a yes/no reranker, once its scores have been compared.
 
+    Args:
+        source: the reranker.
+        target: folder to write.
+        prompt: preset of a model that rankery has not saved.
+        overwrite: replace a model that rankery has saved to `target`.
+
     Raises:
-        InputError: as above; scores that differ.
+        InputError: as above; scores that differ; a `target` that is there.
     """
     from rankery.models.opening import open_reranker
 
     if Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
         raise InputError(f"--output is {target}, the model itself, which stays as it is: choose another folder")
+    place = Path(target).expanduser()
+    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not overwrite):
+        raise InputError(f"--output is {target}, which is there already; choose another folder, or say --overwrite")
     if prompt is None and read_contract(Path(source)) is None:
         raise InputError(
             f"{source}: nothing says how it is asked; name its preset with --prompt, or save it with rankery (save_pretrained) first"

@@ -50,7 +50,11 @@ def not_saved(path: Path, error: Exception) -> InputError:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file of UTF-8 text, whole or as it was before: written aside, synced, renamed."""
+    """A file of UTF-8 text, whole or as it was before: written aside, synced, renamed.
+
+    Raises:
+        OSError: with the file's name, also where the disk is full.
+    """
     aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a path that is no UTF-8
@@ -58,6 +62,8 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:  # of a full disk names no file, and others the one aside
+        raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -96,9 +102,13 @@ def remove(folder: Path) -> None:
 
 def dispose(gone: Path, place: Path) -> None:
     """Deletes what rankery wrote of a folder that was moved away from `place`; the rest goes back there."""
-    for path in [*_written(gone / "model"), *_written(gone)]:
+    if gone.is_symlink():  # what it leads to is not ours
+        gone.unlink()
+        return
+    model = gone / "model"
+    for path in [*(() if model.is_symlink() else _written(model)), *_written(gone)]:
         with suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()
     for path in sorted(gone.rglob("*"), reverse=True):  # what is in a folder before the folder
         back = place / path.relative_to(gone)
         with suppress(OSError):
@@ -111,13 +121,43 @@ def dispose(gone: Path, place: Path) -> None:
         gone.rmdir()
 
 
+def regular_file(folder: Path, name: object) -> Path | None:
+    """The file in `folder` that a name read from a file stands for; None where it is no plain name of a regular file inside.
+
+    Whoever wrote the listing may have meant harm: `..`, absolute paths, and links on the way or at its end, lead elsewhere.
+    """
+    parts = name.split("/") if isinstance(name, str) and "\0" not in name else []
+    if not parts or any(part in ("", ".", "..") or os.sep in part or (os.altsep or "/") in part for part in parts):
+        return None
+    path = folder
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            return None
+    return path if path.is_file() else None
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of the regular files below a folder, relative to it, with `/`; what links lead to is not below it."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return sorted(name for name in found if regular_file(folder, name))
+
+
 def _written(folder: Path) -> list[Path]:
     """What rankery wrote into a model or checkpoint; the lists of it last, so that a killed deletion can be taken up."""
-    names = [path.name for path in folder.glob("optimizer-*-of-*.safetensors")]  # also where the list is damaged
-    for listing in (CONTRACT_FILE, STATE_FILE):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            names += json.loads((folder / listing).read_text(encoding="utf-8"))["files"]
-    paths = [Path(os.path.normpath(folder / name)) for name in names if isinstance(name, str)]
-    # A list that names other places is not ours.
-    inside = [path for path in paths if Path(os.path.normpath(folder)) in path.parents]
-    return [*inside, folder / CONTRACT_FILE, folder / STATE_FILE]
+    optimizer = folder.glob("optimizer-*-of-*.safetensors")  # also where the list is damaged
+    names: list[object] = [path.name for path in optimizer]
+    listings = [path for path in (folder / CONTRACT_FILE, folder / STATE_FILE) if regular_file(folder, path.name)]
+    for listing in listings:
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            for name in json.loads(listing.read_text(encoding="utf-8"))["files"]:
+                names += [name, *_below(folder, name)]
+    paths = [path for name in names if (path := regular_file(folder, name)) is not None and path not in listings]
+    return [*paths, *listings]
+
+
+def _below(folder: Path, name: object) -> list[str]:
+    """Files of a folder that is listed by its own name, as older rankeries did with tokenizers' additional_chat_templates."""
+    if not isinstance(name, str) or "/" in name or name in ("", ".", "..") or (folder / name).is_symlink():
+        return []
+    return [f"{name}/{file}" for file in files_in(folder / name)]

@@ -35,7 +35,6 @@ from rankery.models.loading import (
     has_classifier,
     loading,
     new_weights,
-    placed,
     position_limit,
     set_dropout,
 )
@@ -43,6 +42,8 @@ from rankery.models.lora import base_and_hub, load_adapters
 from rankery.models.prompts import Reading, resolve_prompt
 from rankery.models.reranker import Reranker, encode_pairs
 from rankery.models.scorer import LastTokenScorer, YesNoScorer
+from rankery.models.sizes import check_size
+from rankery.models.threads import in_own_thread
 
 # Tokens that families keep free; one of them may pad.
 RESERVED = re.compile(r"reserved|unused|extra|fim_|_pad|<pad>|\[pad\]", re.IGNORECASE)
@@ -161,30 +162,35 @@ class LLMDecoder(Reranker):
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         hub = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
-        dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit)
+        dropout, quantized = (hidden_dropout, attention_dropout), four_bit(load_in_4bit, device)
         saved = contract or {}
         base, base_hub = base_and_hub(name, hub)
-        with loading(base):
-            labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
-            model, tokenizer = _load(base, reading.head, labels_wanted, seed, base_hub, quantized, dropout)
-            if base != name:
-                from transformers import AutoTokenizer
+        with loading(name):
+            with loading(base):
+                labels_wanted = num_labels or (saved.get("num_labels") if reading.head == "score" else None)
+                model, tokenizer = in_own_thread(
+                    _load, base, reading.head, labels_wanted, seed, base_hub, quantized, dropout
+                )
+                if base != name:
+                    from transformers import AutoTokenizer
 
-                tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-        check_tokenizer(name, tokenizer, model.config)
-        length = choose_max_len(max_len, saved.get("max_len"), position_limit(model), tokenizer, name)
-        reads = special_tokens_in_text or saved.get("special_tokens_in_text")
-        template = prompt_template(tokenizer, length, shown, _pad(model, tokenizer, shown), check_reading(reads))
-        labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
-        if base != name:
-            load_adapters(model, Path(name))
-        reranker = cls(placed(model, device, dtype), tokenizer, template, labels, shown, reading)
-        reranker.cache_dir = cache_dir
-        if contract is None:
-            check_head(reranker, name)
-        else:
-            reranker.calibration = read_calibration(contract, name)
-            check_contract(contract, reranker, name, verify)
+                    tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+            check_tokenizer(name, tokenizer, model.config)
+            length = choose_max_len(max_len, saved.get("max_len"), position_limit(model), tokenizer, name)
+            reads = special_tokens_in_text or saved.get("special_tokens_in_text")
+            template = prompt_template(tokenizer, length, shown, _pad(model, tokenizer, shown), check_reading(reads))
+            labels = (saved.get("min_label", 0.0), saved.get("max_label", 1.0))
+            if base != name:
+                load_adapters(model, Path(name))
+            reranker = cls(model, tokenizer, template, labels, shown, reading)
+            in_own_thread(reranker.to, device, dtype)
+            reranker.cache_dir = cache_dir
+            if contract is None:
+                in_own_thread(check_head, reranker, name)
+                in_own_thread(reranker.compute_score, PROBES[:1])  # what cannot score is not opened
+            else:
+                reranker.calibration = read_calibration(contract, name)
+                check_contract(contract, reranker, name, verify)
         return reranker
 
     def settings(self) -> dict[str, Any]:
@@ -273,6 +279,7 @@ def _load(
             check_family(name, config)
             config.num_labels = choose_labels(name, config, num_labels)
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        check_size(name, lambda: _auto_class(head).from_config(config, trust_remote_code=False))
         model, report = _auto_class(head).from_pretrained(name, config=config, **REPORTED, **hub, **quantized)
         model.new_weights = new_weights(name, model, report, is_reranker or head == "yes_no")
     if head == "score":

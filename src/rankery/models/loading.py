@@ -7,22 +7,27 @@ warnings (a new head is a missing weight to it) stay silent.
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankery.errors import InputError, NewHeadWarning, check_whole
 from rankery.models.budget import computes_bf16
+from rankery.models.quiet import quiet
+from rankery.models.sizes import check_config_file, damaged
 
 DEFAULT_MAX_LEN = 512
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that weights can be in
 # Arguments of transformers' from_pretrained: fp32, and weights that do not fit are reported to `new_weights`, not raised.
 REPORTED: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
 EXPECTED = "expected a folder with config.json, model.safetensors and tokenizer.json, or a name on a model hub that can be reached"
+NO_LAYER = r"(?!.*\.\d+\.).*"  # names of modules that are in no numbered layer
 ALIGNED_BYTES = 64  # as torch's own allocations
 # What the families call their dropout.
 DROPOUT_NAMES = {
@@ -38,23 +43,28 @@ def loading(name: str) -> Iterator[None]:
     Raises:
         InputError: the model is not there, or cannot be read.
     """
-    from safetensors import SafetensorError
-    from transformers.utils import logging as transformers_logging
-
     if name.startswith((".", "/", "~")) and not os.path.exists(name):
         raise InputError(f"model_name_or_path is {name!r}; there is no such folder; {EXPECTED}")
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    check_config_file(name)
     try:
-        yield
-    except InputError:
+        with quiet():
+            yield
+    except (InputError, Warning):
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:400].rstrip(".")
-        raise InputError(f"model_name_or_path is {name!r}; it could not be loaded: {first}; {EXPECTED}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    except BaseException as error:  # files of others make libraries raise anything
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust code
+            raise
+        raise InputError(_not_loaded(name, error)) from error
+
+
+def _not_loaded(name: str, error: BaseException) -> str:
+    """One line for whatever a library raised while it read a model's files."""
+    pickles = sorted(Path(name).glob("pytorch_model*.bin")) if os.path.isdir(name) else []
+    if pickles and isinstance(error, (pickle.UnpicklingError, EOFError)):
+        return damaged(pickles[0], "it is a pickle of other objects than tensors, or broken")
+    first = " ".join(str(error).split())[:400].rstrip(".")
+    kind = "" if isinstance(error, (OSError, ValueError, ImportError)) and first else f"{type(error).__name__}: "
+    return f"model_name_or_path is {name!r}; it could not be loaded: {kind}{first}; {EXPECTED}"
 
 
 def check_tokenizer(name: str, tokenizer: Any, config: Any) -> None:
@@ -193,12 +203,15 @@ def set_dropout(config: Any, hidden: float | None, attention: float | None) -> N
 def position_limit(model: Any) -> int | None:
     """Longest sequence that the model has positions for; None where it has no such limit.
 
-    RoBERTa's positions start after the pad id, so that its table holds fewer than its size.
+    RoBERTa's positions start after the pad id, so that its table holds fewer than its size; Nystromformer's table is longer than
+    what it takes.
     """
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(table, torch.nn.Embedding):
-        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        held = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        return min(held, said or held)
+    return said
 
 
 def choose_max_len(wanted: int | None, saved: int | None, limit: int | None, tokenizer: Any, name: str) -> int:
@@ -241,8 +254,9 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     return dtype
 
 
-def four_bit(wanted: bool) -> dict[str, Any]:
-    """Arguments of transformers' from_pretrained that keep linear layers in 4 bits (NF4, Dettmers et al. 2023).
+def four_bit(wanted: bool, device: torch.device) -> dict[str, Any]:
+    """Arguments of transformers' from_pretrained that keep the linear layers of a model's layers in 4 bits (NF4, Dettmers et al.
+    2023), made on their device. What stands in no numbered layer, heads and poolers, stays whole: it is small, and trained.
 
     Raises:
         InputError: bitsandbytes is not installed.
@@ -254,8 +268,10 @@ def four_bit(wanted: bool) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     computed = torch.bfloat16 if computes_bf16() else torch.float32
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
-    return {"quantization_config": settings}
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed, llm_int8_skip_modules=[NO_LAYER]
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def placed(model: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
@@ -264,7 +280,13 @@ def placed(model: Any, device: torch.device | None, dtype: torch.dtype | None) -
     Weights that a file maps into memory are copied out of it: how matrix products round depends on where in memory their
     factors begin, so a resumed run would not be the uninterrupted one, bit for bit. Buffers keep theirs too, as transformers loads them: rotary frequencies in bf16 put far tokens in wrong places.
     """
-    if dtype is not None and not getattr(model, "is_loaded_in_4bit", False):
+    if getattr(model, "is_loaded_in_4bit", False):
+        for module in model.modules():
+            # On some CPUs bitsandbytes would lay weights out anew in the first pass that scores: only of sizes that 64 divides,
+            # not for several threads at once, and never to be trained again.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    elif dtype is not None:
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)

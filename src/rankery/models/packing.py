@@ -5,7 +5,7 @@ that its config names; the ones registered here lay the tokens out as rows of ea
 and lay the result end to end again; padded rows they leave to that function. Encoders' heads read the first place of a row, so
 a hook hands them each pair's first token. Nothing is kept between calls: several threads may score with one model.
 On GPUs, in half precision, torch's kernel for rows of several pairs does the same without the chunks (varlen.py).
-Rejected: copies of the models with another attention, and a mask of the whole row.
+Which models may be packed: layouts.py. Rejected: copies of the models with another attention, and a mask of the whole row.
 """
 
 from __future__ import annotations
@@ -18,33 +18,39 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rankery.data.packing import Chunk, Packing
+from rankery.data.packing import Chunk, Packing, Rows
 from rankery.models.varlen import varlen_attention
 
 # Shapes: N tokens, M places, H heads (of keys and values there may be fewer), D width of a head, B rows of a chunk, T its width.
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert")
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
-POSITIONS_AFTER_PAD = ("roberta", "xlm-roberta", "camembert")  # position ids begin after the pad id
 PREFIX = "packed_"  # of the names of these attention functions
 INNER = ("eager", "sdpa")
 
 
-def packs(model: Any) -> bool:
-    """Whether a transformers model takes packed pairs."""
-    kind = model.config.model_type
-    reads_first = getattr(model.config, "classifier_pooling", "cls") == "cls"  # ModernBERT may take a mean
-    absolute = getattr(model.config, "position_embedding_type", "absolute") in ("absolute", None)
-    ours = model.config._attn_implementation.removeprefix(PREFIX) in INNER  # else somebody chose a kernel
-    return ours and (kind in DECODERS or (kind in ENCODERS and reads_first and absolute))
-
-
-def packed_options(packing: Packing, config: Any) -> dict[str, Any]:
-    """What a transformers model is given for a packed row, beside its ids."""
+def packed_options(packing: Packing, input_ids: torch.Tensor, model: Any) -> dict[str, Any]:
+    """What a transformers model is given for a packed row [1, N], beside its ids."""
     # A mask of four dimensions is taken as it is: none is made for the row.
     mask = torch.zeros((1, 1, 1, 1), device=packing.position_ids.device)
-    first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PAD else 0
-    return {"attention_mask": mask, "position_ids": packing.position_ids + first, "packing": packing}
+    pad = counted_without(model)
+    positions = packing.position_ids if pad is None else _after_pad(packing.position_ids, input_ids, pad)
+    return {"attention_mask": mask, "position_ids": positions, "packing": packing}
+
+
+def counted_without(model: Any) -> int | None:
+    """The id that a model leaves out when it counts positions, which begin after it, as RoBERTa does; None: it counts all tokens."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    return getattr(table, "padding_idx", None)
+
+
+def _after_pad(within: torch.Tensor, input_ids: torch.Tensor, pad: int) -> torch.Tensor:
+    """Positions of a packed row as RoBERTa counts them: pad + 1 for a pair's first token that is not the pad id, whose own is pad.
+
+    A text may spell the pad token. `within`: index of each token in its pair, [1, N].
+    """
+    real = (input_ids != pad).long()
+    before = real.cumsum(1) - real
+    starts = torch.arange(within.shape[1], device=within.device)[None] - within
+    return (before - before.gather(1, starts) + 1) * real + pad
 
 
 def first_tokens(module: Any, args: Any, options: dict[str, Any], output: Any) -> Any:
@@ -79,7 +85,7 @@ def sequence_module(model: Any) -> Any:
     return getattr(base, "encoder", None) or getattr(base, "transformer", None) or base
 
 
-class _Rows(torch.autograd.Function):
+class _RowsByIndex(torch.autograd.Function):
     """Rows of a matrix by index, and back: each row is taken once at most, so that its gradient is a row by index as well."""
 
     @staticmethod
@@ -116,14 +122,15 @@ def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
             out_of_kernel = varlen_attention(query, key, value, packing, causal, window, options)
             if out_of_kernel is not None:
                 return out_of_kernel, None
-        split = [chunk.places for chunk in packing.chunks]
-        places = [_unpacked(x, packing).split(split) for x in (query, key, value)]
+        layout = packing.rows
+        split = [chunk.places for chunk in layout.chunks]
+        places = [_unpacked(x, layout).split(split) for x in (query, key, value)]
         lengths = [length for _, length in packing.trunks]
-        rows_of_chunks = packing.row_lengths.split([len(chunk.lengths) for chunk in packing.chunks])
+        rows_of_chunks = layout.lengths.split([len(chunk.lengths) for chunk in layout.chunks])
         # Cut with split: a slice's gradient is as large as the whole row.
         trunks = [x.split([*lengths, x.shape[2] - sum(lengths)], dim=2) for x in (key, value)]
         out = []
-        for number, (chunk, *parts) in enumerate(zip(packing.chunks, *places, strict=True)):
+        for number, (chunk, *parts) in enumerate(zip(layout.chunks, *places, strict=True)):
             rows = [x.unflatten(0, (-1, chunk.width)).transpose(1, 2) for x in parts]
             if chunk.trunk is not None:
                 before = [trunk[chunk.trunk].expand(len(chunk.lengths), -1, -1, -1) for trunk in trunks]
@@ -136,17 +143,17 @@ def _attention(inner: str) -> Callable[..., tuple[torch.Tensor, Any]]:
                 )
             out.append(function(module, *rows, packing.masks[kind], **options)[0].flatten(0, 1))
         joined = torch.cat(out)
-        tokens = _Rows.apply(joined.flatten(1), packing.place, packing.token, packing.padding)
+        tokens = _RowsByIndex.apply(joined.flatten(1), layout.place, layout.token, layout.padding)
         return tokens.view(1, -1, *joined.shape[1:]), None
 
     return attend
 
 
-def _unpacked(tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+def _unpacked(tokens: torch.Tensor, layout: Rows) -> torch.Tensor:
     """Heads of tokens [1, H, N, D] as places [M, H, D]."""
     _, heads, _, width = tokens.shape
     rows = tokens[0].transpose(0, 1).reshape(-1, heads * width)
-    return _Rows.apply(rows, packing.token, packing.place, None).view(-1, heads, width)
+    return _RowsByIndex.apply(rows, layout.token, layout.place, None).view(-1, heads, width)
 
 
 def chunk_mask(

@@ -1,6 +1,7 @@
 """What every kind of reranker shares: score pairs, rerank documents, save.
 
-Contract: a pair's score depends on its two texts and the model only, not on its neighbours or their order (to rounding).
+Contract: a pair's score depends on its two texts and the model only, not on its neighbours or their order (to rounding). Scoring
+changes nothing that others see: several threads may score with one reranker, while another trains it.
 Cost: every text is tokenised once, pairs are sorted by length and cut under a token budget, packed into one row or, in families
 that cannot, with little padding.
 Rejected: batches in input order, which compute up to 2.6 tokens for each real one.
@@ -8,9 +9,9 @@ Rejected: batches in input order, which compute up to 2.6 tokens for each real o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +25,16 @@ from rankery.data.plan import Layout, deal
 from rankery.data.records import is_text
 from rankery.data.template import PairTemplate
 from rankery.data.tokens import text_ids
-from rankery.errors import InputError, check_whole
+from rankery.errors import InputError, attempt, check_whole
 from rankery.models.ahead import ahead
 from rankery.models.budget import default_token_budget, keep_large_blocks, pad_multiple, set_attention
 from rankery.models.calibration import Calibration, check_scale, probabilities
+from rankery.models.layouts import TRIALS, choose_layout, takes_packed
 from rankery.models.loading import choose_max_len, placed, position_limit
-from rankery.models.packing import packs
 from rankery.models.scorer import Scorer, expected_grade
+from rankery.models.threads import in_own_thread
+from rankery.models.varlen import takes
+from rankery.models.view import scoring_view
 
 PAIRS_AT_ONCE = 8192  # tokenised, sorted and scored together; bounds memory
 Pair = Sequence[str]
@@ -45,6 +49,14 @@ class RankedDocument(NamedTuple):
     document: str
 
 
+class Group(NamedTuple):
+    """Pairs that go through the model at once."""
+
+    indices: np.ndarray  # [pairs] in the input
+    encoded: Encoded  # theirs alone
+    batch: Batch
+
+
 class Reranker:
     """A transformers model in a `Scorer`, its tokenizer, and how a pair is put before them."""
 
@@ -54,10 +66,14 @@ class Reranker:
     calibration: Calibration | None = None  # what `rankery calibrate` has put into the contract
     packing: str = "auto"  # or "off": pad pairs to one length, also where the model's family can do without
 
+    forced_layout: Layout | None = None  # while layouts are compared
+
     def __init__(
         self, scorer: Scorer, tokenizer: Any, template: PairTemplate, labels: tuple[float, float] = (0.0, 1.0)
     ):
         self.scorer, self.tokenizer, self.template, self.labels = scorer, tokenizer, template, labels
+        self._choose_layout()
+        self._set_attention()
 
     @property
     def model(self) -> Any:
@@ -75,9 +91,26 @@ class Reranker:
     @property
     def layout(self) -> Layout:
         """How pairs go through the model."""
-        if self.packing == "off" or not packs(self.model):
-            return "padded"
-        return "shared" if self.scorer.sees_only_before else "packed"
+        if self.forced_layout is not None:
+            return self.forced_layout
+        packs = self.family_layout in ("packed", "shared")
+        return "padded" if packs and (self.packing == "off" or not takes_packed(self.model)) else self.family_layout
+
+    @property
+    def packed(self) -> bool:
+        """Whether pairs stand in one row, without padding."""
+        return self.layout in ("packed", "shared")
+
+    def _choose_layout(self) -> None:
+        trials = encode_pairs(TRIALS, self.tokenizer, self.template)
+        self.family_layout = in_own_thread(
+            choose_layout, self.scorer.eval(), *trials, self.template.pad_token_id, self.template.max_len
+        )
+        if self.layout == "by_length":
+            warnings.warn(
+                f"in a {type(self.model).__name__} padding and longer neighbours change a score; pairs run one length at a time, which is slower and keeps every score as it is alone",
+                stacklevel=4,
+            )
 
     def settings(self) -> dict[str, Any]:
         """What `from_pretrained` needs to score as this reranker does, beside model and tokenizer; kept in the contract."""
@@ -98,7 +131,11 @@ class Reranker:
         """Moves the model, or casts its weights; arguments as torch's `Module.to`."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         placed(self.model, device, dtype)
+        self._set_attention()
         return self
+
+    def _set_attention(self) -> None:
+        set_attention(self.model, self.device, next(self.model.parameters()).dtype, self.packed)
 
     def eval(self) -> Reranker:
         self.scorer.eval()
@@ -140,16 +177,11 @@ class Reranker:
         scores = torch.empty(shape, dtype=torch.float32)
         keep_large_blocks()
         bar = _progress(len(pairs), show_progress)
-        was_training = self.scorer.training
-        self.scorer.eval()
-        set_attention(self.model, self.device, next(self.model.parameters()).dtype)
+        dtype = next(self.model.parameters()).dtype
+        scorer = scoring_view(self.scorer, self.device, dtype, self.packed)
         try:
-            starts = range(0, len(pairs), PAIRS_AT_ONCE)
-            encoded = (partial(self._encoded, pairs, start, template) for start in starts)
-            for start, chunk in zip(starts, ahead(encoded, self.device.type != "cpu"), strict=True):
-                self._score_chunk(chunk, template, batch_size, scores[start : start + PAIRS_AT_ONCE], bar)
+            self._score(scorer, pairs, template, batch_size, scores, bar)
         finally:
-            self.scorer.train(was_training)
             bar.close()
         if finite:
             check_finite(scores, lambda i: f"pair {i}, query {pairs[i][0]!r:.60}, document {pairs[i][1]!r:.80}")
@@ -203,6 +235,7 @@ class Reranker:
         if length < self.template.specials + 2:
             raise InputError(f"max_len is {length}; expected at least {self.template.specials + 2}")
         self.template = replace(self.template, max_len=length)
+        self._choose_layout()
 
     def save_pretrained(self, folder: str | Path, card: str | None = None) -> None:
         """Writes a Hugging Face directory with the contract; what stands at `folder` must not exist or be ours.
@@ -212,7 +245,9 @@ class Reranker:
         from rankery.models.card import plain_card
         from rankery.models.contract import write_model_directory
 
-        write_model_directory(Path(folder), self, self.model.state_dict(), plain_card(self) if card is None else card)
+        if card is None:
+            card = attempt(f"{folder}: its card could not be written", lambda: plain_card(self), "")
+        write_model_directory(Path(folder), self, self.model.state_dict(), card)
 
     def _shortened(self, max_length: int | None) -> PairTemplate:
         check_whole("max_length", max_length)
@@ -236,49 +271,78 @@ class Reranker:
             )
         return rows, heads, queries
 
-    def _score_chunk(
-        self, encoded: Encoded, template: PairTemplate, batch_size: int | None, out: torch.Tensor, bar: Any
-    ) -> None:
-        """Scores into `out`; what does not fit into memory is tried again under half the token budget.
+    def _score(
+        self, scorer: Scorer, pairs: Sequence[Pair], template: PairTemplate, batch_size: int | None, out: torch.Tensor, bar: Any
+    ) -> None:  # fmt: skip
+        """Scores into `out`; on accelerators, all that the processor does is done on a thread, one batch ahead of its use.
 
-        Scores stay on the device until all are asked for, so that it never waits for the next batch.
+        Scores stay on the device until those of `PAIRS_AT_ONCE` are asked for, so that it never waits for the next batch.
         """
+        budget = default_token_budget(self.model.config, self.device, training=False)
+        groups = self._groups(pairs, template, batch_size, budget)
+        scored: list[tuple[np.ndarray, torch.Tensor]] = []
+        for group in ahead(groups, self.device.type != "cpu"):
+            scored += self._group_logits(scorer, group, template, batch_size, budget)
+            bar.update(len(group.indices))
+            if sum(len(indices) for indices, _ in scored) >= PAIRS_AT_ONCE:
+                _keep(scored, out)
+                scored = []
+        if scored:
+            _keep(scored, out)
+
+    def _groups(
+        self, pairs: Sequence[Pair], template: PairTemplate, batch_size: int | None, budget: int
+    ) -> Iterator[Group]:
+        """All pairs, tokenised, sorted and cut."""
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            encoded = self._encoded(pairs, start, template)
+            yield from self._cut(np.arange(start, start + len(encoded[0])), encoded, template, batch_size, budget)
+
+    def _cut(
+        self, indices: np.ndarray, encoded: Encoded, template: PairTemplate, batch_size: int | None, budget: int
+    ) -> Iterator[Group]:
+        """Pairs by length, in groups of at most `batch_size` under a token budget."""
         rows, heads, queries = encoded
         lengths = np.array([len(ids) for ids, _ in rows])
-        scored: list[tuple[np.ndarray, torch.Tensor]] = []
-        budget = default_token_budget(self.model.config, self.device, training=False)
-        left = np.arange(len(rows))
-        while len(left):
-            draw, trunks = met(self.layout, lengths, heads, queries, budget, left)
-            (micro_batches,) = deal(np.arange(len(draw)), draw, lengths, 1, budget, self.layout, trunks)
-            done = []
-            for micro_batch in micro_batches:
-                step = batch_size or len(micro_batch.pairs)
-                for at in range(0, len(micro_batch.pairs), step):
-                    chosen = micro_batch.pairs[at : at + step]
-                    try:
-                        batch = self._batch([rows[i] for i in chosen], heads[chosen], queries[chosen], template)
-                        scored.append((chosen, self._logits(batch)))
-                    except torch.OutOfMemoryError:
-                        if len(chosen) == 1:
-                            raise
-                        continue
-                    done.append(chosen)
-                    bar.update(len(chosen))
-            left = np.setdiff1d(left, np.concatenate(done)) if done else left
-            budget //= 2
-        if scored:
-            places, logits = zip(*scored, strict=True)
-            out[torch.from_numpy(np.concatenate(places))] = torch.cat(logits).cpu()
+        draw, trunks = met(self.layout, lengths, heads, queries, budget)
+        (micro_batches,) = deal(np.arange(len(draw)), draw, lengths, 1, budget, self.layout, trunks)
+        for micro_batch in micro_batches:
+            step = batch_size or len(micro_batch.pairs)
+            for at in range(0, len(micro_batch.pairs), step):
+                chosen = micro_batch.pairs[at : at + step]
+                own = ([rows[i] for i in chosen], heads[chosen], queries[chosen])
+                yield Group(indices[chosen], own, self._batch(*own, template))
+
+    def _group_logits(
+        self, scorer: Scorer, group: Group, template: PairTemplate, batch_size: int | None, budget: int
+    ) -> list[tuple[np.ndarray, torch.Tensor]]:
+        """(indices, logits) of a group; what does not fit into memory is cut again, under half its tokens."""
+        try:
+            return [(group.indices, self._logits(scorer, group.batch))]
+        except torch.OutOfMemoryError:
+            if len(group.indices) == 1:
+                raise
+        budget = min(budget, group.batch.input_ids.numel()) // 2
+        smaller = self._cut(group.indices, group.encoded, template, batch_size, budget)
+        return [part for cut in smaller for part in self._group_logits(scorer, cut, template, batch_size, budget)]
 
     def _batch(self, rows: Sequence[Row], heads: np.ndarray, queries: np.ndarray, template: PairTemplate) -> Batch:
-        if self.layout == "padded":
-            return pad(rows, template.pad_token_id, pad_multiple(self.device))
-        return pack(rows, heads.tolist(), queries.tolist()) if self.layout == "shared" else pack(rows)
+        if self.layout in ("padded", "by_length"):
+            multiple = pad_multiple(self.device) if self.layout == "padded" else 1
+            return pad(rows, template.pad_token_id, multiple, self.template.max_len)
+        if self.layout == "shared":
+            return pack(rows, heads.tolist(), queries.tolist())
+        return pack(rows, chunked=not takes(self.device, next(self.model.parameters()).dtype))
 
     @torch.inference_mode()
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        return self.scorer(*batch.to(self.device).arguments).float()
+    def _logits(self, scorer: Scorer, batch: Batch) -> torch.Tensor:
+        return scorer(*batch.to(self.device).arguments).float()
+
+
+def _keep(scored: list[tuple[np.ndarray, torch.Tensor]], out: torch.Tensor) -> None:
+    """Puts logits where their pairs stand in the input."""
+    indices, logits = zip(*scored, strict=True)
+    out[torch.from_numpy(np.concatenate(indices))] = torch.cat(logits).cpu()
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, template: PairTemplate) -> Encoded:

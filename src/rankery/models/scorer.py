@@ -1,10 +1,11 @@
 """What an engine wraps and a loop calls: token ids -> logits, whatever transformers model stands behind.
 
 Contract: one call of the module computes the logits of a micro-batch, so that the hooks of DDP, FSDP2 and DeepSpeed see every
-use of a weight. The transformers model inside is untouched: its names are those of the saved directory, with `model.` before.
-Decoders are scored at the last real token, found by length. Cost: decoders compute the head for one position a pair, and
-yes/no models two rows of the vocabulary. Rejected: the position of the pad id, which transformers searches for (a template
-may end in that very token), and the model's own `forward`, which multiplies every position by the whole vocabulary.
+use of a weight. The transformers model inside keeps its names, which are those of the saved directory, with `model.` before.
+Decoders are scored at the last real token, found by length. The product that gives the logits is of fp32 numbers in every
+precision: rounded to bf16, one document in eight has the logit of another. Cost: decoders compute the head for one position a
+pair, and yes/no models two rows of the vocabulary. Rejected: the position of the pad id, which transformers searches for (a
+template may end in that very token), and the model's own `forward`, which multiplies every position by the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from rankery.data.packing import Packing
 from rankery.models.packing import first_tokens, is_causal, packed_options, sequence_module, spare_last_layer
+from rankery.models.precision import full_product, keep_order
 
 # Shapes: B pairs, T tokens, N tokens of all pairs, H width of the model, L labels.
 
@@ -29,6 +30,7 @@ class Scorer(torch.nn.Module):
         self._watch_output()
 
     def _watch_output(self) -> None:
+        keep_order(self.model)
         sequence_module(self.model).register_forward_hook(first_tokens, with_kwargs=True)
         spare_last_layer(self.model)
 
@@ -49,7 +51,9 @@ class Scorer(torch.nn.Module):
         packing: Packing | None = None,
     ) -> torch.Tensor:
         """Logits, [B] for one label, else [B, L], of ids and masks [B, T], padded to the right; or of packed ids [1, N], without a mask."""
-        options = {"attention_mask": attention_mask} if packing is None else packed_options(packing, self.model.config)
+        options = (
+            {"attention_mask": attention_mask} if packing is None else packed_options(packing, input_ids, self.model)
+        )
         if token_type_ids is not None:
             options["token_type_ids"] = token_type_ids
         logits = self.model(input_ids=input_ids, **options).logits
@@ -60,7 +64,7 @@ class LastTokenScorer(Scorer):
     """A decoder with a classification head, read at the last real token."""
 
     def _watch_output(self) -> None:
-        """Nothing to do: the head is given the tokens that it scores."""
+        keep_order(self.model)  # the head is given the tokens that it scores
 
     @property
     def sees_only_before(self) -> bool:
@@ -85,7 +89,7 @@ class LastTokenScorer(Scorer):
     ) -> torch.Tensor:
         """Hidden state of each pair's last real token, [B, H]."""
         if packing is not None:
-            options = packed_options(packing, self.model.config)
+            options = packed_options(packing, input_ids, self.model)
             packed = self.model.base_model(input_ids=input_ids, use_cache=False, **options).last_hidden_state
             return packed[0, packing.last]
         assert attention_mask is not None
@@ -111,6 +115,9 @@ class YesNoScorer(LastTokenScorer):
         super().__init__(model)
         self.vocabulary = VocabularyRows(model.get_output_embeddings(), words)
 
+    def _watch_output(self) -> None:
+        """Nothing to do: two rows of the vocabulary are the head."""
+
     @property
     def num_labels(self) -> int:
         return 1
@@ -129,9 +136,7 @@ class VocabularyRows(torch.nn.Module):
         self.rows = list(rows)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.weight[self.rows]
-        hidden = hidden.to(weight.dtype)  # Mamba's are fp32 also where its weights are not
-        return F.linear(hidden, weight, None if self.bias is None else self.bias[self.rows])
+        return full_product(hidden, self.weight[self.rows], None if self.bias is None else self.bias[self.rows])
 
 
 def model_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,23 +2,28 @@
 
 Contract: `varlen_attention` gives what the chunks of packing.py give, or None where the kernel does not do what is asked: fp32, CPUs,
 shared queries, dropout on probabilities, capped scores. Before it is first used for a kind of input, the kernel's result and
-gradients are compared with the plain formula on three short pairs; where it fails or differs, it is not used. Cost: that
-comparison, once. Rejected: flash-attn's package as a dependency, which is the same kernel and compiles for an hour.
+gradients are compared with the plain formula on three short pairs; where it fails or differs, it is not used. Under autocast it
+computes in autocast's precision, as torch's own attention does, whatever precision each input came in (rotary positions are
+fp32). Cost: that comparison, once. Rejected: flash-attn's package as a dependency, which is the same kernel and compiles for an
+hour; the comparison amid the caller's pass, whose modes (inference, autocast, checkpointing) would decide for the whole process.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from rankery.data.packing import Packing, packing_of
+from rankery.models.precision import autocast_dtype
 
 # Shapes: N tokens, H heads (of keys and values there may be fewer), D width of a head.
 HALF = (torch.float16, torch.bfloat16)
+DEVICES = ("cuda",)
 WIDEST = 256  # head width that flash attention takes
 
 
@@ -30,17 +35,27 @@ def varlen_attention(
 
     `window`: how many tokens back (and forth, if not causal) a token sees, itself included; None: all.
     """
-    if packing.trunks or options.get("dropout") or options.get("softcap") or not _takes(query):
+    cast, width = autocast_dtype(query.device), query.shape[-1]
+    dtype = query.dtype if cast is None else cast
+    if (
+        packing.trunks
+        or options.get("dropout")
+        or options.get("softcap")
+        or width > WIDEST
+        or not takes(query.device, dtype)
+    ):
         return None
-    scale, width = options.get("scaling") or query.shape[-1] ** -0.5, query.shape[-1]
-    if not _usable(query.device, query.dtype, width, query.shape[1] // key.shape[1], causal, window is not None):
+    if cast is None and not query.dtype == key.dtype == value.dtype:
         return None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return _call(q, k, v, packing, causal, window, scale)[None]
+    if not _usable(query.device, dtype, width, query.shape[1] // key.shape[1], causal, window is not None):
+        return None
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    return _call(q, k, v, packing, causal, window, options.get("scaling") or width**-0.5)[None]
 
 
-def _takes(query: torch.Tensor) -> bool:
-    return query.device.type == "cuda" and query.dtype in HALF and query.shape[-1] <= WIDEST and kernel() is not None
+def takes(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether packed pairs will go to the kernel there, unless a family asks for what it has not: nobody needs their chunks."""
+    return device.type in DEVICES and dtype in HALF and kernel() is not None
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +100,20 @@ def _call(
 def _usable(
     device: torch.device, dtype: torch.dtype, width: int, heads_a_key: int, causal: bool, windowed: bool
 ) -> bool:
-    """Whether the kernel agrees with the plain formula there, forward and backward, to the precision of the dtype."""
+    """Whether the kernel agrees with the plain formula there, forward and backward, to the precision of the dtype.
+
+    Found out on a thread of its own, where torch's modes are as they are at first.
+
+    Raises:
+        torch.OutOfMemoryError: which says nothing about the kernel, and is not remembered.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(_agrees, device, dtype, width, heads_a_key, causal, windowed).result()
+
+
+def _agrees(
+    device: torch.device, dtype: torch.dtype, width: int, heads_a_key: int, causal: bool, windowed: bool
+) -> bool:
     packing = packing_of([5, 1, 9]).to(device)
     window, tokens = 3 if windowed else None, 15
     # No random numbers: dropout masks are drawn from the same generator.
@@ -99,10 +127,9 @@ def _usable(
         return _plain(rows[0], rows[1], rows[2], [5, 1, 9], causal, window)
 
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            got, expected = (
-                _with_gradients(way, [x.clone().requires_grad_() for x in rows]) for way in (called, plain)
-            )
+        got, expected = (_with_gradients(way, [x.clone().requires_grad_() for x in rows]) for way in (called, plain))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, NotImplementedError):
         return False
     return all(torch.allclose(a.float(), b.float(), atol=0.05, rtol=0.05) for a, b in zip(got, expected, strict=True))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rankery.arguments import checked
 from rankery.data.files import check_new_file
 from rankery.errors import InputError
 from rankery.evaluation.metrics import aligned
@@ -19,10 +20,11 @@ from rankery.training.history import History, merged, read_history, shared_curve
 
 PLACES = ("output_dir",)  # differ always, and change nothing
 MEASURES = {"pairs_per_second": "pairs/s", "padding": "padding", "memory_mb": "memory, MB"}
-MEASURED = ("val_dataset", "min_label", "relevant_above")  # what metrics mean
+MEASURED = ("min_label", "relevant_above")  # what metrics mean
 Table = tuple[list[str], list[list[Any]]]  # names of the columns, rows
 
 
+@checked
 def compare(runs: Sequence[str | Path], output: str | Path | None = None, overwrite: bool = False) -> str:
     """Trainings side by side, as text; the page with their curves goes to `output`.
 
@@ -99,10 +101,28 @@ def notes(histories: Sequence[History]) -> list[str]:
     measured = ", ".join(key for key in MEASURED if key in differ)
     open_ended = [history.name for history in histories if not (history.folder / "model").is_dir()]
     return [
+        _data_note([history for history in histories if history.config.get("val_dataset")]),
         f"the runs have different {measured}: their metrics do not compare" if measured else "",
         "the runs have different loss_type: their losses do not compare" if "loss_type" in differ else "",
         f"not finished: {', '.join(open_ended)}" if open_ended else "",
     ]
+
+
+def _data_note(histories: Sequence[History]) -> str:
+    """Whether runs with validation data had the same; empty where they had."""
+    digests = {history.run.get("val_digest") for history in histories}
+    names = {str(history.config["val_dataset"]) for history in histories}
+    # Runs of an older rankery keep the name of the tokenised data alone, which depends on the model too.
+    tokenised = {tuple(history.run["data"][1:]) for history in histories}
+    is_known = None not in digests
+    if (is_known and len(digests) > 1) or (not is_known and len(names) > 1):
+        return "the runs were validated on different data: their metrics do not compare"
+    if not is_known and len(tokenised) > 1:
+        return (
+            "an older rankery did not keep what the validation data held, so nobody knows whether it was the same: compare the models "
+            "with `rankery evaluate`"
+        )
+    return ""
 
 
 def comparison_page(histories: Sequence[History]) -> str:

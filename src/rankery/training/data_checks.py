@@ -6,6 +6,9 @@ the caller raises all at once. Cost: one look at the labels; of the losses, unti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -14,7 +17,7 @@ from rankery.data.encoding import EncodedPairs
 from rankery.data.examples import Examples, Fixed, chunks, false_negatives, one_each, query_groups
 from rankery.evaluation.metrics import metric_names
 from rankery.evaluation.runs import encoded_pairs
-from rankery.objective import LABEL_LOSSES, LOGIT_LOSSES, Objective, is_grouped, loss_weights
+from rankery.objective import GRADED_LOSSES, LABEL_LOSSES, LOGIT_LOSSES, Objective, is_grouped, loss_weights
 
 # What a query needs for a loss to learn from it.
 LEARNS_FROM = {
@@ -29,6 +32,43 @@ def lists_are_labels(config: TrainConfig) -> bool:
     return config.false_negative_margin is not None and any(
         name in LABEL_LOSSES for name in loss_weights(config.loss_type)
     )
+
+
+def grades(data: EncodedPairs) -> int:
+    """How many grades the labels have; 0 where some are scores, which no list of grades is."""
+    labels = np.unique(np.asarray(data.arrays["label"]))
+    return len(labels) if (labels == np.rint(labels)).all() else 0
+
+
+def learns_by_gain(config: TrainConfig, train: EncodedPairs) -> bool:
+    """Whether each grade is learnt against the lower ones: labels of two grades have nothing between."""
+    return config.listwise_grades == "gain" and grades(train) > 2
+
+
+def as_begun(config: TrainConfig, begun: Mapping[str, Any]) -> tuple[TrainConfig, str]:
+    """(the configuration with which a run goes on, what to say of it): it learns to its end what it began with.
+
+    Args:
+        config: of the resumption.
+        begun: the configuration as run.json has it. Before there was `listwise_grades`, a query's highest grade alone was learnt.
+    """
+    if "listwise_grades" in begun:
+        return config, ""
+    return config.model_copy(update={"listwise_grades": "top"}), ", as this run began"
+
+
+def describe_grades(config: TrainConfig, train: EncodedPairs, begun: str = "") -> str:
+    """What losses make of more than two grades, a line each; empty where there is nothing to tell."""
+    known_logits = not np.isnan(train.arrays["teacher_logit"]).all()
+    names = [name for name in loss_weights(config.loss_type) if name in GRADED_LOSSES]
+    names = [name for name in names if not (name in LOGIT_LOSSES and known_logits)]
+    if not names or grades(train) <= 2:
+        return ""
+    if config.listwise_grades == "gain":
+        what, other = "each against the lower ones, by its gain", "top learns a query's highest alone"
+    else:
+        what, other = "a query's highest alone", "gain learns each against the lower ones"
+    return "".join(f"\n  {name}: {grades(train)} grades, {what}{begun} (listwise_grades={other})" for name in names)
 
 
 def without_false_negatives(config: TrainConfig, data: EncodedPairs) -> np.ndarray:
@@ -94,8 +134,8 @@ def unfit_data(config: TrainConfig, data: dict[str, EncodedPairs]) -> list[str]:
     if "listwise_ce" in names and soft.any():
         first = int(np.argmax(soft))
         problems.append(
-            f"{train.where(first)}: label {labels[first]:g} is a score, but loss_type listwise_ce wants labels, of which the "
-            "highest of a query is its positives'; use listwise_kl for scores, or false_negative_margin, with which the lists pos "
+            f"{train.where(first)}: label {labels[first]:g} is a score, but loss_type listwise_ce wants labels, each of which "
+            "it learns against the lower ones of its query; use listwise_kl for scores, or false_negative_margin, with which the lists pos "
             "and neg are the labels"
         )
     has_logit = ~np.isnan(train.arrays["teacher_logit"])

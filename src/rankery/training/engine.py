@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from rankery.config import TrainConfig
 from rankery.errors import InputError
+from rankery.lifeline import end_with_parent
 from rankery.training.launch import asked_kind, asked_processes, launch_problems, shard_on_cpu
 from rankery.training.optim import build_optimizer, gradient_norm
 
@@ -46,12 +47,14 @@ def start_engine(config: TrainConfig) -> Engine:
     if problems:
         raise InputError(problems, shared=True)
     kind, asked = asked_kind(), asked_processes()
-    if config.load_in_4bit and (kind not in ("single", "ddp") or not devices):
-        reason = f"{kind} cannot shard 4-bit weights" if devices else "bitsandbytes computes no gradients on CPUs"
-        fix = "use one process or ddp, on accelerators, or leave it out (scoring in 4 bits works on CPUs too)"
-        raise InputError(f"load_in_4bit is true, but {reason}; {fix}", shared=True)
+    if config.load_in_4bit and kind not in ("single", "ddp"):
+        raise InputError(
+            f"load_in_4bit is true, but {kind} cannot shard 4-bit weights; use one process or ddp, or leave it out",
+            shared=True,
+        )
     if not devices and kind not in ("single", "ddp"):
         shard_on_cpu(kind)
+    end_with_parent()
     from accelerate import PartialState
 
     # Tokenising on the main process may take long: the others wait for it.

@@ -14,8 +14,9 @@ from typing import Any
 from rankery.errors import InputError
 from rankery.report.charts import Line, line_chart
 from rankery.report.page import Html, columns
+from rankery.training.criterion import wanted_metric
 from rankery.training.output import RUN_FILE, read_run
-from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, read_rows
+from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, damaged_lines, read_rows
 
 VALIDATION = "val/"
 # Key: (title, unit, values that the axis includes).
@@ -37,8 +38,12 @@ class History:
 
     name: str
     folder: Path
-    config: dict[str, Any]
+    run: dict[str, Any]  # run.json
     rows: list[dict[str, Any]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.run["config"]
 
     def line(self, key: str, name: str) -> Line:
         """The curve of a key over steps."""
@@ -56,13 +61,16 @@ class History:
         return [row for row in self.rows if any(key.startswith(VALIDATION) for key in row)]
 
     def final(self) -> dict[str, float]:
-        """Validation metrics of the model that the run keeps: the best by best_metric, else the last; empty without any."""
+        """Validation metrics of the model that the run keeps: the first of the best by what chose it, else the last; empty without
+        any."""
         after = [row for row in self.evaluations() if row["step"] > 0]
         if not after:
             return {}
-        name = "nDCG@10" if self.config["best_metric"] == "auto" else self.config["best_metric"]
+        # Runs of an older rankery do not say what chose.
+        name = self.run.get("chosen_by", wanted_metric(self.config.get("best_metric", "auto")))
+        measured = [row for row in after if f"{VALIDATION}{name}" in row]
         sign = -1 if name == "loss" else 1
-        chosen = max(after, key=lambda row: sign * row[f"{VALIDATION}{name}"]) if name else after[-1]
+        chosen = max(measured, key=lambda row: sign * row[f"{VALIDATION}{name}"]) if measured else after[-1]
         return {key.removeprefix(VALIDATION): chosen[key] for key in chosen if key.startswith(VALIDATION)}
 
     def mean(self, key: str) -> float | None:
@@ -79,14 +87,23 @@ def read_history(folder: Path, name: str) -> History:
     """A run's history.
 
     Raises:
-        InputError: no run owns the folder.
+        InputError: no run owns the folder; its files are damaged.
     """
     run = read_run(folder)
     if run is None:
         raise InputError(
             f"{folder}: holds no {RUN_FILE}; expected the output_dir of a training (the folder that model/ is in)"
         )
-    return History(name, folder, run["config"], read_rows(folder / METRICS_FILE) + read_rows(folder / TIMINGS_FILE))
+    files = [folder / METRICS_FILE, folder / TIMINGS_FILE]
+    damaged = [(file, lines) for file in files if (lines := damaged_lines(file))]
+    if damaged:
+        raise InputError(
+            [
+                f"{file}:{lines[0]}: is no line of a run ({len(lines)} such lines); restore the file, or delete the line"
+                for file, lines in damaged
+            ]
+        )
+    return History(name, folder, run, [row for file in files for row in read_rows(file)])
 
 
 def own_curves(history: History) -> Html:

@@ -32,6 +32,7 @@ from rankery.training import output
 from rankery.training.optim import unused_groups
 from rankery.training.tracking import check_tracker
 
+CPU = torch.device("cpu")
 # Keys of the configuration that `from_pretrained` of both kinds of reranker takes.
 MODEL_KEYS = (
     *(
@@ -100,13 +101,13 @@ def _collected(problems: list[str], prefix: str = "") -> Iterator[None]:
         problems += [f"{prefix}{problem}" for problem in error.problems]
 
 
-def open_model(config: TrainConfig, checkpoint: Path | None) -> Reranker:
-    """The model of a checkpoint, or the base with adapters as configured.
+def open_model(config: TrainConfig, checkpoint: Path | None, device: torch.device = CPU) -> Reranker:
+    """The model of a checkpoint, or the base with adapters as configured, in the CPU's memory; in 4 bits on its device.
 
     Raises:
         InputError: it cannot be opened, or cannot do what the configuration asks for.
     """
-    reranker = _load_model(config, checkpoint or config.model_name_or_path)
+    reranker = _load_model(config, checkpoint or config.model_name_or_path, device)
     reranker.packing = config.packing
     if checkpoint is None:
         _prepare_adapters(config, reranker.model)
@@ -133,10 +134,10 @@ def _prepare_adapters(config: TrainConfig, model: Any) -> None:
         )  # fmt: skip
 
 
-def _load_model(config: TrainConfig, path: str | Path) -> Reranker:
+def _load_model(config: TrainConfig, path: str | Path, device: torch.device) -> Reranker:
     """The model to train, with the settings that are left open as they were saved or by default."""
     common: dict[str, Any] = {key: getattr(config, key) for key in MODEL_KEYS}
-    common |= {"device": "cpu", "dtype": torch.float32}
+    common |= {"device": device if config.load_in_4bit else CPU, "dtype": torch.float32}
     # A saved model is opened, and checked, with its own length; it may be trained further with another one.
     is_saved = read_contract(Path(path).expanduser()) is not None
     common["max_len"] = None if is_saved else config.max_len
@@ -156,7 +157,7 @@ def _unfit_model(config: TrainConfig, reranker: Reranker) -> list[str]:
     """What the configuration asks for and the base model cannot do."""
     problems = unused_groups(reranker.model, config.lr_groups)
     kind = reranker.model.config.model_type
-    if config.packing == "on" and reranker.layout == "padded":
+    if config.packing == "on" and reranker.layout not in ("packed", "shared"):
         problems.append(f"packing is on, but models of type {kind} cannot be packed; expected auto or off")
     if config.gradient_checkpointing and not reranker.model.supports_gradient_checkpointing:
         problems.append(

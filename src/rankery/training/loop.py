@@ -14,36 +14,40 @@ from typing import Any
 import torch
 
 from rankery.data.collate import Work
-from rankery.models.card import Before, model_card, verdict
-from rankery.models.contract import write_model_directory
+from rankery.errors import attempt
+from rankery.models.card import Outcome as Result
+from rankery.models.card import model_card, verdict
+from rankery.models.contract import add_golden, write_model_directory
 from rankery.models.folders import remove
-from rankery.models.folders import replace as replace_folder
 from rankery.models.loading import new_head
 from rankery.models.lora import has_adapters, merge_adapters
 from rankery.models.scorer import model_weights
-from rankery.training import checkpoint
+from rankery.training import checkpoint, output, published
+from rankery.training.criterion import is_better
 from rankery.training.describe import describe
 from rankery.training.optim import lr_factor, set_lr
 from rankery.training.report import write_report
 from rankery.training.run import Run
 from rankery.training.step import Outcome, settle, step_batches, stop_all, train_step
 from rankery.training.tracking import Progress, Tracker
-from rankery.training.validation import evaluate
+from rankery.training.validation import evaluate, is_flat
 
 SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def fit(run: Run) -> Path:
     """Trains to the end; returns the folder of the final model."""
-    config, state = run.config, {**checkpoint.FRESH, **run.start}
+    config, state = run.config, {**checkpoint.FRESH, "is_flat": False, "best_is_flat": False, **run.start}
     run.say(describe(run))
+    if run.criterion.note:
+        run.say(run.criterion.note)
+    if run.criterion.selects is None:  # also of a run that was begun when a metric that cannot vary chose
+        state.update(best=None, best_step=0, best_metrics={}, worse_evaluations=0)
     if state["step"]:
         run.say(f"resumed after step {state['step']}")
     tracker = None
     if run.engine.is_main:
-        tracker = Tracker(
-            run.folder, config.log_with, run.run_id, state["step"], state["metrics_bytes"], config.model_dump()
-        )
+        tracker = Tracker(run.folder, config.log_with, run.run_id, state, config.model_dump(), run.say)
     _drop_future_best(run, state["step"])
     if run.val_data is not None and state["step"] == 0:
         _evaluate(run, state, tracker)
@@ -51,7 +55,7 @@ def fit(run: Run) -> Path:
     progress, running = Progress(run, state["step"]), deque[Outcome]()
     for number, batches in _steps(run, state["step"]):
         if _stopped_early(run, state):
-            run.say(f"stopped early: no better {_best_metric(run)} in {config.patience} evaluations")
+            run.say(f"stopped early: no better {run.criterion.selects} in {config.patience} evaluations")
             break
         set_lr(run.optimizer, lr_factor(state["updates"] + len(running), run.steps, config.warmup_proportion))
         running.append(train_step(run, number, batches))
@@ -72,7 +76,7 @@ def fit(run: Run) -> Path:
     folder = _finish(run, state)
     if tracker is not None:
         tracker.close()
-        write_report(run, state)
+        write_report(run, state, result(run, state))
     return folder
 
 
@@ -106,12 +110,6 @@ def _settle(run: Run, state: dict[str, Any], outcome: Outcome, progress: Progres
     return norm
 
 
-def _best_metric(run: Run) -> str | None:
-    if run.val_data is None:
-        return None
-    return "nDCG@10" if run.config.best_metric == "auto" else run.config.best_metric
-
-
 def _stopped_early(run: Run, state: dict[str, Any]) -> bool:
     return run.config.patience is not None and state["worse_evaluations"] >= run.config.patience
 
@@ -132,26 +130,29 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
     assert run.val_data is not None
     config = run.config
     try:
-        metrics = evaluate(
+        metrics, flat = evaluate(
             run.engine, run.model, run.val_data, run.objective, run.plan.budget, run.reranker.layout, config
         )
     except torch.OutOfMemoryError:  # sharded: the others wait inside a collective call
         stop_all(run)
         raise
-    state["metrics"] = metrics
+    state.update(metrics=metrics, is_flat=flat)
     run.say(f"step {state['step']}: validation " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     if tracker is not None:
         tracker.log(state["step"], {f"val/{key}": value for key, value in metrics.items()})
     if state["step"] == 0:
         state.update(metrics_before=metrics, new_head=bool(new_head(run.reranker.model)))
         return
-    name = _best_metric(run)
+    if flat:
+        run.say("note: the model orders nothing now: it gives all documents of a query (nearly) one score")
+    name = run.criterion.selects
     if name is None:
         return
-    value = -metrics[name] if name == "loss" else metrics[name]
-    if state["best"] is None or value > state["best"]:
-        state.update(best=value, best_step=state["step"], best_metrics=metrics, worse_evaluations=0)
-        _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
+    if not state["best_step"] or is_better(name, metrics, state["best_metrics"]):
+        state.update(
+            best=metrics[name], best_step=state["step"], best_metrics=metrics, best_is_flat=flat, worse_evaluations=0
+        )
+        state["best_files"] = _write_model(run, state, run.folder / "checkpoints" / f"best_{state['step']}")
         # A run that is killed now goes on from the newest checkpoint, with the best model that this one names.
         run.engine.on_main(
             lambda: checkpoint.prune(run.folder, "best", {state["step"], *checkpoint.named_best(run.folder)})
@@ -160,18 +161,34 @@ def _evaluate(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
         state["worse_evaluations"] += 1
 
 
-def _before(state: dict[str, Any]) -> Before:
-    return Before(state["metrics_before"], state["new_head"])
+def result(run: Run, state: dict[str, Any], of_best: bool = True) -> Result:
+    """What the training has brought so far: of the best model, where one was chosen, or of the last."""
+    prefix = "best_" if of_best and state["best_step"] else ""
+    return Result(
+        state["metrics_before"],
+        state[f"{prefix}metrics"],
+        run.criterion.judges,
+        state["new_head"],
+        state[f"{prefix}is_flat"],
+    )
 
 
 def _card(run: Run, state: dict[str, Any]) -> str:
-    return model_card(run.config, run.reranker, _before(state), state["metrics"], state["step"], run.summary)
+    def whole() -> str:
+        return model_card(run.config, run.reranker, result(run, state, of_best=False), state["step"], run.summary)
+
+    return attempt("the card of the model could not be written", whole, "")
 
 
-def _write_model(run: Run, state: dict[str, Any], folder: Path) -> None:
+def _write_model(run: Run, state: dict[str, Any], folder: Path) -> checkpoint.Files:
     weights = model_weights(run.engine.model_state(run.model, has_adapters(run.reranker.model)))
     card = _card(run, state)
-    run.engine.on_main(lambda: write_model_directory(folder, run.reranker, weights, card))
+
+    def write() -> checkpoint.Files:
+        write_model_directory(folder, run.reranker, weights, card, golden=False)
+        return checkpoint.measured(folder)
+
+    return run.engine.on_main(write)
 
 
 def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -> None:
@@ -182,13 +199,13 @@ def _save_checkpoint(run: Run, state: dict[str, Any], tracker: Tracker | None) -
 
     def write() -> None:
         assert tracker is not None
-        saved = {**state, "metrics_bytes": tracker.position(), "token_budget": run.plan.budget}
+        saved = {**state, **tracker.position(), "token_budget": run.plan.budget}
         saved |= {
             "scaler": engine.scaler.state_dict(), "engine": engine.kind, "processes": engine.processes, "run_id": run.run_id,
         }  # fmt: skip
         card = _card(run, state)
         checkpoint.write_checkpoint(
-            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card),
+            run.folder, saved, lambda folder: write_model_directory(folder, run.reranker, weights, card, golden=False),
             run.config.num_max_checkpoints,
         )  # fmt: skip
         checkpoint.prune(run.folder, "best", {state["best_step"]})
@@ -209,35 +226,52 @@ def _finish(run: Run, state: dict[str, Any]) -> Path:
 
     The folder appears whole, and what it is made of goes only then: a run that is killed here finishes when it is resumed.
     """
-    target, checkpoints = run.folder / "model", run.folder / "checkpoints"
-    source, which = checkpoints / f"best_{state['best_step']}", f"the best by {_best_metric(run)}, of step"
-    metrics = state["best_metrics"]
-    if not run.engine.on_main(source.is_dir):
-        if run.engine.on_main(target.is_dir):
+    target, checkpoints, engine = run.folder / "model", run.folder / "checkpoints", run.engine
+    best, last = checkpoints / f"best_{state['best_step']}", checkpoints / f"last_{state['step']}"
+    source, which = best, f"the best by {run.criterion.selects}, of step"
+    if run.val_data is None:
+        state["is_flat"] = _is_flat_unseen(run)
+    files, kept = state["best_files"], set()
+    if problem := engine.on_main(lambda: published.not_whole(best, files)):
+        if engine.on_main(lambda: published.is_finished(run.folder, (best.name, last.name), _format(run))):
+            engine.on_main(lambda: add_golden(target, run.reranker))  # a kill may have come before them
             run.say(f"model (finished before): {target}")
             return target
         if state["best_step"]:
-            run.say(f"note: {source} is gone; the last model is saved instead")
+            run.say(f"note: {best} {problem}; the last model is saved instead")
+            kept.add(state["best_step"])
             state["best_step"] = 0
-        source, which = checkpoints / f"last_{state['step']}", "of the last step,"
-        metrics = state["metrics"]
-        _write_model(run, state, source)
-    run.engine.on_main(lambda: _write_final(run, source, target))
+        source, which = last, "of the last step,"
+        files = _write_model(run, state, last)
+    engine.on_main(lambda: _write_final(run, source, files, kept))
     run.say(f"model ({which} {source.name.split('_')[1]}): {target}")
-    before = _before(state)
-    if before.metrics and metrics:
-        changes = [f"{key} {before.metrics[key]:.4f} -> {value:.4f}" for key, value in metrics.items()]
+    brought = result(run, state)
+    if brought.before and brought.after:
+        changes = [f"{key} {brought.before[key]:.4f} -> {value:.4f}" for key, value in brought.after.items()]
         run.say(f"validation before training -> after: {', '.join(changes)}")
-    run.say(verdict(run.config, before, metrics))
+    run.say(verdict(brought))
     return target
 
 
-def _write_final(run: Run, source: Path, target: Path) -> None:
+def _is_flat_unseen(run: Run) -> bool:
+    """Whether the last model orders nothing, by a sample of what it learnt from: no validation data has told."""
+
+    def look() -> bool:
+        layout, labels = run.reranker.layout, run.config.num_labels
+        return is_flat(run.engine, run.model, run.train_data, run.plan.budget, layout, labels)
+
+    return attempt("whether the model orders anything could not be looked at", look, False)
+
+
+def _format(run: Run) -> int:
+    return int((output.read_run(run.folder) or {"format": 2})["format"])
+
+
+def _write_final(run: Run, source: Path, files: checkpoint.Files, kept: set[int]) -> None:
     """The final model from a folder of the run's weights: as it is, or merged and cast as the configuration says."""
-    dtype, adapted = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model)
-    if (adapted and not run.config.lora_merge) or (not adapted and dtype == torch.float32):
-        replace_folder(source, target)
-    else:
+    dtype, adapted, made = SAVE_DTYPES[run.config.save_dtype], has_adapters(run.reranker.model), source
+    published.check_place(run.folder, source, _format(run))
+    if (adapted and run.config.lora_merge) or (not adapted and dtype != torch.float32):
         reranker = type(run.reranker).from_pretrained(  # type: ignore[attr-defined]
             source, device="cpu", dtype=torch.float32, trust_remote_code=run.config.trust_remote_code,
             cache_dir=run.config.cache_dir,
@@ -248,6 +282,12 @@ def _write_final(run: Run, source: Path, target: Path) -> None:
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
             for name, tensor in reranker.model.state_dict().items()
         }
-        write_model_directory(target, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
-    checkpoint.prune(run.folder, "last")
-    checkpoint.prune(run.folder, "best")
+        for name, parameter in reranker.model.named_parameters():
+            parameter.data.copy_(weights[name])  # rounded as saved: golden scores are of these
+        made = source.with_name(f"final_{source.name.split('_')[1]}")
+        write_model_directory(made, reranker, weights, (source / "README.md").read_text(encoding="utf-8"))
+        files = checkpoint.measured(made)
+    published.publish(run.folder, made, files, source.name)
+    add_golden(run.folder / "model", run.reranker)
+    for kind in output.MODELS:
+        checkpoint.prune(run.folder, kind, kept if kind == "best" else ())

@@ -2,39 +2,65 @@
 
     output_dir/run.json                 says that the folder is a run's, and of which data and configuration
     output_dir/config.yaml              the same configuration, for people and for another run
+    output_dir/.lock                    while a process writes there: which one (locks.py)
     output_dir/metrics.jsonl, timings.jsonl, tensorboard/, wandb/
     output_dir/checkpoints/             see checkpoint.py
-    output_dir/model/                   appears when the run is done
+    output_dir/model/                   appears when the run is done (published.py)
     output_dir/report.html              what it did, for people
 
-Contract: everything is checked before anything is written; nothing that a run did not write is deleted, and nothing that it is
-about to read. Rejected: deleting whole folders by their names, which people put their own files into.
+Contract: everything is checked before anything is written; one process writes at a time; nothing that a run did not write is
+deleted, nothing that it is about to read, and nothing through a link. Rejected: deleting whole folders by their names, which people
+put their own files into.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt, ValidationError
 
 from rankery.config import RESUME_FREE, TrainConfig, dump_config, load_config
 from rankery.errors import InputError
+from rankery.lifeline import Terminated
+from rankery.locks import LOCK_FILE, FolderLock
 from rankery.models.contract import foreign_files
 from rankery.models.folders import CONTRACT_FILE, dispose, remove, write_whole
-from rankery.training.checkpoint import numbered
+from rankery.sealed import Schema, read_sealed, sealed
+from rankery.training.checkpoint import RunId, numbered
+from rankery.training.published import PUBLISHED_FILE, is_published
 from rankery.training.tracking import METRICS_FILE, TIMINGS_FILE, remove_traces
 
 RUN_FILE, CONFIG_FILE, REPORT_FILE, BUDGET_FILE = "run.json", "config.yaml", "report.html", "token_budget"
-RUN_KEYS = {"run_id": str, "data": list, "batch": int, "config": dict}
-OURS = (METRICS_FILE, TIMINGS_FILE, "tensorboard", "wandb", "checkpoints", "model", REPORT_FILE, CONFIG_FILE, RUN_FILE)
+FOLDERS = ("tensorboard", "wandb", "checkpoints", "model")
+OURS = (METRICS_FILE, TIMINGS_FILE, *FOLDERS, REPORT_FILE, CONFIG_FILE, RUN_FILE)
+MODELS = ("best", "last", "final")  # kinds of model folders in checkpoints/
 LEFTOVER = re.compile(
-    r"\.(tmp|old)-(checkpoint_\d+|best_\d+|last_\d+|model|config\.yaml|run\.json|report\.html|timings\.jsonl|token_budget|optimizer)(-.*)?"
+    r"\.(tmp|old)-(checkpoint_\d+|best_\d+|last_\d+|final_\d+|model|config\.yaml|run\.json|report\.html|metrics\.jsonl|timings\.jsonl"
+    r"|token_budget|published\.json|optimizer)(-.*)?"
 )
+
+
+class RunFile(Schema):
+    """run.json: what a folder's run was started with."""
+
+    format: PositiveInt = 1  # 2: published.json says which model is the run's
+    run_id: RunId
+    data: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]]  # names of the tokenised data
+    batch: PositiveInt
+    config: dict[str, Any]
+
+
+class Budget(Schema):
+    """checkpoints/token_budget."""
+
+    token_budget: PositiveInt
 
 
 def check_output_dir(config: TrainConfig, data: Sequence[Path]) -> None:
@@ -51,7 +77,7 @@ def check_output_dir(config: TrainConfig, data: Sequence[Path]) -> None:
             raise InputError(f"{name} is {path}, but {existing} {what}; choose another folder")
     # What a run leaves that was killed before it owned the folder.
     started = {path for path in _leftovers(folder) if config.resume and not (folder / RUN_FILE).exists()}
-    if not folder.is_dir() or not set(folder.iterdir()) - started:
+    if not folder.is_dir() or not set(folder.iterdir()) - started - {folder / LOCK_FILE}:
         return
     if not (config.resume or config.overwrite):
         what = "holds another run" if (folder / RUN_FILE).is_file() else "is not empty"
@@ -60,12 +86,18 @@ def check_output_dir(config: TrainConfig, data: Sequence[Path]) -> None:
     if run is None:
         _check_no_run(config, folder)
         return
+    if problems := _misplaced(folder):
+        raise InputError(problems)
     models = [path for path in (folder / "checkpoints").glob("*") if re.fullmatch(r"(best|last)_\d+", path.name)]
     problems = [
         f"{path} holds {', '.join(foreign)}, which rankery did not write and would have to delete; move it away"
         for path in [folder / "model", *sorted(models)]
         if (foreign := foreign_files(path))
     ]
+    if not problems and config.resume and (folder / "model").exists() and not is_published(folder, run["format"]):
+        problems.append(
+            f"{folder / 'model'} is not what this run has put there, or has changed since; move it away, or bring it back"
+        )
     problems += _changed(config, run, folder) if config.resume else _read_and_deleted(config, folder, data)
     if problems:
         raise InputError(problems)
@@ -81,17 +113,33 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        run = json.loads(file.read_text(encoding="utf-8"))
-        wrong = [key for key, kind in RUN_KEYS.items() if not isinstance(run.get(key), kind)]
-        reason = f"no valid {', '.join(wrong)}" if wrong else ""
-    except (OSError, ValueError, AttributeError) as error:
+        run = read_sealed(file, RunFile)
+        known = {key: value for key, value in run["config"].items() if key in TrainConfig.model_fields}
+        TrainConfig.model_validate(known)
+    except ValidationError as error:
+        reason = f"no valid config.{', config.'.join(str(problem['loc'][0]) for problem in error.errors())}"
+    except (OSError, ValueError) as error:
         reason = str(error)
-    if reason:
-        raise InputError(
-            f"{file}: is not what rankery writes there ({reason}); restore it, or choose another output_dir: this one may be "
-            "somebody else's"
-        )
-    return run
+    else:
+        return run
+    raise InputError(
+        f"{file}: is not what rankery writes there ({reason:.200}); restore it, or choose another output_dir: this one may be "
+        "somebody else's"
+    )
+
+
+def _misplaced(folder: Path) -> list[str]:
+    """What of a run is a link, which nobody may write or delete through, or no file or folder as it should be."""
+    places = [folder / name for name in OURS] + [
+        folder / "checkpoints" / name for name in (BUDGET_FILE, PUBLISHED_FILE)
+    ]
+    wrong = {
+        path: "a link" if path.is_symlink() else "no folder" if path.name in FOLDERS else "no file"
+        for path in places
+        if path.is_symlink() or (path.exists() and not (path.is_dir() if path.name in FOLDERS else path.is_file()))
+        if path.is_symlink() or path.name != REPORT_FILE  # which may fail to be written
+    }
+    return [f"{path} is {what}, where rankery writes and deletes; move it away" for path, what in wrong.items()]
 
 
 def _check_no_run(config: TrainConfig, folder: Path) -> None:
@@ -140,26 +188,56 @@ def token_budget(config: TrainConfig, state: dict[str, Any]) -> int | None:
     if run is None or config.token_budget not in (None, run["config"].get("token_budget")):
         return config.token_budget
     lowered = folder / "checkpoints" / BUDGET_FILE  # also of a run that had to stop before its first checkpoint
-    return int(lowered.read_text()) if lowered.is_file() else state.get("token_budget", config.token_budget)
+    if not lowered.exists():
+        return state.get("token_budget", config.token_budget)
+    try:
+        return read_sealed(lowered, Budget)["token_budget"]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{lowered}: cannot be read ({error}); delete it, or set token_budget") from error
 
 
 def lower_token_budget(folder: Path, budget: int) -> None:
     """Remembers a smaller budget for the resumption of a run that has to stop."""
-    write_whole(folder / "checkpoints" / BUDGET_FILE, str(budget))
+    write_whole(folder / "checkpoints" / BUDGET_FILE, sealed({"token_budget": budget}))
 
 
-def claim(config: TrainConfig, data_keys: dict[str, str], batch: int) -> dict[str, Any]:
+def lock_run(config: TrainConfig, lock: FolderLock) -> None:
+    """Takes the folder of a run that is there, before anything in it is read.
+
+    Raises:
+        InputError: another process has it.
+    """
+    if (config.resume or config.overwrite) and (lock.file.parent / RUN_FILE).is_file():
+        lock.take()
+
+
+def claim(
+    config: TrainConfig,
+    data_keys: dict[str, str],
+    batch: int,
+    lock: FolderLock,
+    chosen_by: str | None = None,
+    val_digest: str | None = None,
+) -> dict[str, Any]:
     """Makes the folder ours: removes an old run when told to, writes run.json and config.yaml; returns run.json.
 
     Args:
         config: of the run.
         data_keys: names of the tokenised data, by split.
         batch: pairs a step.
+        lock: of the folder.
+        chosen_by: metric whose best model is kept; None: the last is.
+        val_digest: of the validation files, whatever tokenised them.
 
     Raises:
-        InputError: a resumed run whose data or number of pairs a step changed.
+        InputError: a resumed run whose data or number of pairs a step changed; another run that began there meanwhile.
     """
     folder = Path(config.output_dir)
+    if not lock.is_taken:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+        if (folder / RUN_FILE).exists():
+            raise InputError(f"output_dir {folder} was taken by another run meanwhile; choose another folder")
     run = read_run(folder)
     if config.resume and run is not None:
         _restore_model(folder)
@@ -178,15 +256,17 @@ def claim(config: TrainConfig, data_keys: dict[str, str], batch: int) -> dict[st
         if run is not None:
             _remove_run(folder, run["run_id"])
             (folder / CONFIG_FILE).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
         own = config.model_copy(update={"resume": False, "overwrite": False})
         run = {
+            "format": 2,
             "run_id": uuid.uuid4().hex[:12],
             "data": list(data_keys.values()),
             "batch": batch,
+            "chosen_by": chosen_by,
+            "val_digest": val_digest,
             "config": own.model_dump(),
         }
-        write_whole(folder / RUN_FILE, json.dumps(run))  # from here on the folder is ours
+        write_whole(folder / RUN_FILE, sealed(run))  # from here on the folder is ours
     if not (folder / CONFIG_FILE).exists():
         write_whole(folder / CONFIG_FILE, dump_config(load_config(run["config"])))
     _clear_leftovers(folder)
@@ -194,21 +274,36 @@ def claim(config: TrainConfig, data_keys: dict[str, str], batch: int) -> dict[st
     return run
 
 
+@contextmanager
+def said_when_stopped(config: TrainConfig) -> Iterator[None]:
+    """SIGTERM inside says which run it has stopped, and how that goes on."""
+    try:
+        yield
+    except Terminated as stop:
+        folder = Path(config.output_dir)
+        newest = numbered(folder, "checkpoint")[-1:]
+        then = f"goes on from {newest[0][1].name}" if newest else "begins again: there is no checkpoint yet"
+        what = f"; resume=true {then}" if (folder / RUN_FILE).is_file() else ", which had not begun: start it again"
+        raise Terminated(f"the training in {folder}{what}") from stop
+
+
 def _restore_model(folder: Path) -> None:
     """Gives a final model its name back that a killed run had moved away to put another in its place."""
-    moved = [path for path in folder.glob(".old-model-*") if (path / CONTRACT_FILE).is_file()]
+    moved = [path for path in folder.glob(".old-model-*") if (path / CONTRACT_FILE).is_file() and not path.is_symlink()]
     if moved and not (folder / "model").exists():
         moved[0].rename(folder / "model")
 
 
 def _remove_run(folder: Path, run_id: str) -> None:
     """Removes what a run wrote, but for the two files that are replaced; other things stay."""
-    for path in [path for kind in ("checkpoint", "best", "last") for _, path in numbered(folder, kind)]:
+    for path in [path for kind in ("checkpoint", *MODELS) for _, path in numbered(folder, kind)]:
         remove(path)
-    (folder / "checkpoints" / BUDGET_FILE).unlink(missing_ok=True)
+    for name in (BUDGET_FILE, PUBLISHED_FILE):
+        (folder / "checkpoints" / name).unlink(missing_ok=True)
     if (folder / "model").is_dir():
         remove(folder / "model")
-    (folder / REPORT_FILE).unlink(missing_ok=True)
+    if (folder / REPORT_FILE).is_file():
+        (folder / REPORT_FILE).unlink()
     remove_traces(folder, run_id)
 
 
@@ -221,7 +316,7 @@ def _leftovers(folder: Path) -> list[Path]:
 def _clear_leftovers(folder: Path) -> None:
     for path in _leftovers(folder):
         kind, name, _ = LEFTOVER.fullmatch(path.name).groups()  # type: ignore[union-attr]
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
         elif kind == "tmp":
             shutil.rmtree(path)

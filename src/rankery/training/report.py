@@ -12,12 +12,12 @@ import sys
 from typing import Any
 
 from rankery.config import TrainConfig
-from rankery.data.files import expand_paths
+from rankery.data.files import content_digest, expand_paths
 from rankery.data.records import LabelRange, read_records
 from rankery.evaluation.baselines import bm25_scores
 from rankery.evaluation.metrics import ranking_metrics
 from rankery.evaluation.runs import pairs_of
-from rankery.models.card import Before, verdict
+from rankery.models.card import Outcome, verdict
 from rankery.models.folders import write_whole
 from rankery.report.page import Html, Section, details, facts, join, page, paragraph, passage, table
 from rankery.training.describe import describe
@@ -26,11 +26,11 @@ from rankery.training.output import REPORT_FILE
 from rankery.training.run import Run
 
 
-def write_report(run: Run, state: dict[str, Any]) -> None:
+def write_report(run: Run, state: dict[str, Any], outcome: Outcome) -> None:
     """Writes the page; a failure is said, and the training is finished all the same."""
     try:
         path = run.folder / REPORT_FILE
-        write_whole(path, report_page(run, state))
+        write_whole(path, report_page(run, state, outcome))
         run.say(f"report: {path}")
     except Exception as error:  # whatever it is, the model is there
         run.say(
@@ -38,11 +38,11 @@ def write_report(run: Run, state: dict[str, Any]) -> None:
         )
 
 
-def report_page(run: Run, state: dict[str, Any]) -> str:
-    """The whole file, of a run that is done and the state that it ended with."""
+def report_page(run: Run, state: dict[str, Any], outcome: Outcome) -> str:
+    """The whole file, of a run that is done, the state that it ended with, and what it brought."""
     config, history = run.config, read_history(run.folder, run.folder.name)
     sections = [
-        Section("result", "Result", _result(config, state)),
+        Section("result", "Result", _result(run, state, outcome)),
         Section("curves", "Curves", own_curves(history)),
         Section("data", "Data and run", passage(describe(run))),
         Section("configuration", "Configuration", _configuration(config)),
@@ -52,23 +52,31 @@ def report_page(run: Run, state: dict[str, Any]) -> str:
     return page(f"Training {run.folder.resolve().name}", sections, lead=lead)
 
 
-def _result(config: TrainConfig, state: dict[str, Any]) -> Html:
+def _result(run: Run, state: dict[str, Any], outcome: Outcome) -> Html:
     """The model beside what it started from and BM25, on the validation data."""
-    after = state["best_metrics"] if state["best_step"] else state["metrics"]
-    before = Before(state["metrics_before"], state["new_head"])
-    said = paragraph(f"{verdict(config, before, after)}.")
+    config, after = run.config, outcome.after
+    said = [
+        paragraph(f"{verdict(outcome)}."),
+        *([paragraph(f"N{run.criterion.note[1:]}.")] if run.criterion.note else []),
+    ]
     if not after:
-        return said
-    rows = {"BM25": bm25_metrics(config), "before training": before.metrics, "trained model": after}
+        return join(*said)
+    rows = {"before training": outcome.before, "trained model": after}
+    assert config.val_dataset is not None
+    measured_on = f"Measured on {_named(config.val_dataset)}"
+    if content_digest(expand_paths(config.val_dataset)) == run.val_digest:
+        rows = {"BM25": bm25_metrics(config), **rows}
+    else:
+        measured_on += " as it was; the files have changed since the start, so BM25 is not measured on them"
     step = state["best_step"] or state["step"]
     return join(
-        said,
+        *said,
         table(
             f"Validation metrics; the model is of step {step}",
             ["", *after],
             [[name, *(metrics.get(key) for key in after)] for name, metrics in rows.items()],
         ),
-        paragraph(f"Measured on {_named(config.val_dataset)}.", note=True),
+        paragraph(f"{measured_on}.", note=True),
     )
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rankery.arguments import checked
 from rankery.config import TrainConfig, key_places, load_config
 from rankery.data.encoding import EncodedPairs, default_cache_folder
 from rankery.data.examples import trunks_of
+from rankery.data.files import content_digest
 from rankery.data.plan import Plan, example_tokens
 from rankery.data.records import LabelRange
 from rankery.errors import InputError
+from rankery.locks import FolderLock
 from rankery.models.budget import default_token_budget, keep_large_blocks, set_attention
 from rankery.models.reranker import Reranker
 from rankery.objective import Objective, build_objective, is_grouped
 from rankery.training import checkpoint, output
+from rankery.training.criterion import Criterion, choose_criterion
 from rankery.training.data_checks import (
+    as_begun,
+    describe_grades,
+    learns_by_gain,
     learnt_together,
     lists_are_labels,
     unfit_data,
@@ -67,6 +74,8 @@ class Run:
     start: dict[str, Any]  # state of the checkpoint that the run goes on from; empty for a new run
     summary: str
     parameters: list[tuple[int, bool]]  # (size, whether it is trained)
+    criterion: Criterion
+    val_digest: str | None  # of the validation files as they were read
 
     @property
     def steps(self) -> int:
@@ -78,11 +87,12 @@ class Run:
             sys.stdout.flush()
 
 
-def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any) -> Path:
+@checked
+def train(config: str | Path | Mapping[str, Any] | TrainConfig | None, **overrides: Any) -> Path:
     """Fine-tunes a reranker; returns the folder of the final model.
 
     Args:
-        config: YAML file, mapping or TrainConfig; docs/configuration.md lists the keys.
+        config: YAML file, mapping or TrainConfig; docs/configuration.md lists the keys. None: the keys are those of `overrides`.
         overrides: keys that replace those of `config`.
 
     Raises:
@@ -98,49 +108,61 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig, **overrides: Any
         error.shared = True
         raise
     keep_large_blocks()
-    try:
-        run = begin(parsed)
-    except InputError as error:
-        raise error.placed(key_places(source, overrides)) from error
-    return fit(run)
+    with FolderLock(Path(parsed.output_dir)) as lock, output.said_when_stopped(parsed):
+        try:
+            run = begin(parsed, lock)
+        except InputError as error:
+            raise error.placed(key_places(source, overrides)) from error
+        return fit(run)
 
 
-def begin(config: TrainConfig) -> Run:
+def begin(config: TrainConfig, lock: FolderLock | None = None) -> Run:
     """Joins the processes and builds; where they cannot start, what else is wrong is said too."""
     try:
         engine = start_engine(config)
     except InputError as error:
         files, problems = find_files(config)
         raise InputError(error.problems + problems + look_deeper(config, files), error.shared) from error
-    return build(config, engine)
+    return build(config, engine, lock)
 
 
-def build(config: TrainConfig, engine: Engine) -> Run:
-    """Checks everything, tokenises, loads the model, claims the output folder."""
+def build(config: TrainConfig, engine: Engine, lock: FolderLock | None = None) -> Run:
+    """Checks everything, tokenises, loads the model, claims the output folder, which `lock` keeps (None: nobody, afterwards)."""
+    if lock is None:
+        with FolderLock(Path(config.output_dir)) as lock:
+            return build(config, engine, lock)
     labels = LabelRange(config.min_label, config.max_label)
+    engine.on_main(lambda: output.lock_run(config, lock))
     files = engine.on_main(lambda: check_places(config))
-    found = None
+    found, begun = None, ""
     folder = Path(config.output_dir)
     if config.resume and (earlier := engine.on_main(lambda: output.read_run(folder))):
         found = engine.on_main(lambda: checkpoint.newest_checkpoint(folder, earlier["run_id"], print))
+        config, begun = as_begun(config, earlier["config"])
     start = found[1] if found else {}
     try:
-        reranker = engine.everywhere(lambda: open_model(config, found[0] / "model" if found else None))
+        reranker = engine.everywhere(lambda: open_model(config, found[0] / "model" if found else None, engine.device))
     except InputError as error:
         raise InputError(error.problems + engine.on_main(lambda: bad_lines(config, files)), shared=True) from error
     cache = Path(config.dataset_cache_dir) if config.dataset_cache_dir else default_cache_folder()
     keys = engine.on_main(lambda: prepare_data(config, files, reranker, labels, cache))
     data = engine.everywhere(lambda: open_data(cache, keys, files, reranker, labels))
-    objective = build_objective(config)
     problems = unfit_data(config, data)
     kept = without_false_negatives(config, data["train"])
     dropped = len(data["train"]) - len(kept)
     if lists_are_labels(config):
         data["train"] = data["train"].labelled_by_lists()
+    by_gain = learns_by_gain(config, data["train"])
+    objective = build_objective(config, by_gain)
+    data = {name: replace(encoded, by_gain=by_gain) for name, encoded in data.items()}
     examples = learnt_together(config, data["train"], kept)
     if problems := problems + unusable_losses(objective, examples, data["train"]):
         raise InputError(problems, shared=True)
+    criterion = engine.on_main(lambda: choose_criterion(config, objective, data.get("val")))
+    digest = engine.on_main(lambda: content_digest(files["val"]) if "val" in files else None)
     batch = config.batch_size * config.gradient_accumulation_steps * engine.processes
+    # Of the first process: where models are loaded in parts, others cannot compare layouts.
+    reranker.family_layout = engine.on_main(lambda: reranker.family_layout)
     layout = reranker.layout
     trunks = None
     if layout == "shared" and is_grouped(config.loss_type):
@@ -158,19 +180,21 @@ def build(config: TrainConfig, engine: Engine) -> Run:
         budget = min(engine.gather(own))
     resolved = config.model_copy(update={"token_budget": budget})
     reranker.labels = (config.min_label, config.max_label)
-    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision])
+    packed = layout in ("packed", "shared")
+    set_attention(reranker.model, engine.device, DTYPES[config.mixed_precision], packed)
     if config.gradient_checkpointing:
         reranker.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [(parameter.numel(), parameter.requires_grad) for parameter in reranker.scorer.parameters()]
     with enough_memory("the model"):
         model, optimizer = engine.prepare(reranker.scorer, config)
-    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch))
+    run_info = engine.on_main(lambda: output.claim(resolved, keys, batch, lock, criterion.selects, digest))
     if found:
         engine.load_optimizer_state(model, optimizer, checkpoint.load_optimizer(found[0], start, engine))
         if start["scaler"]:
             engine.scaler.load_state_dict(start["scaler"])
     plan = Plan(examples, data["train"].lengths, config.seed, batch, engine.processes, budget, layout, trunks)
     summary = "\n".join(describe_data(name, encoded) for name, encoded in data.items())
+    summary += describe_grades(config, data["train"], begun)
     if dropped:
         summary += (
             f"\n  {dropped} documents listed as negatives score like positives and are left out (false_negative_margin)"
@@ -178,6 +202,7 @@ def build(config: TrainConfig, engine: Engine) -> Run:
     return Run(
         resolved, engine, reranker, model, optimizer, objective, data["train"], data.get("val"),
         plan, Path(config.output_dir), run_info["run_id"], start, summary, parameters,
+        criterion, digest,
     )  # fmt: skip
 
 

@@ -24,8 +24,10 @@ import torch
 from rankery.data.collate import Batch, StepBatches, Work
 from rankery.errors import InputError
 from rankery.models.budget import pad_multiple
+from rankery.models.loading import DROPOUT_NAMES
+from rankery.models.varlen import takes
 from rankery.training import output
-from rankery.training.engine import Engine, enough_memory
+from rankery.training.engine import DTYPES, Engine, enough_memory
 from rankery.training.offload import activations_on_cpu
 from rankery.training.run import Run
 
@@ -210,4 +212,7 @@ def _not_finite(run: Run, number: int, what: str, pairs: list[int]) -> InputErro
 
 def step_batches(run: Run) -> StepBatches:
     """This process's micro-batches of each step, under the plan as it is now."""
-    return StepBatches(run.train_data, run.plan, run.engine.process, pad_multiple(run.engine.device))
+    engine, config = run.engine, run.reranker.model.config
+    has_dropout = any(getattr(config, name, 0) for name in DROPOUT_NAMES["attention"])  # which the kernel has not
+    chunked = has_dropout or not takes(engine.device, DTYPES[engine.precision])
+    return StepBatches(run.train_data, run.plan, engine.process, pad_multiple(engine.device), chunked)

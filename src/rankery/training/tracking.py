@@ -1,18 +1,21 @@
 """What a run shows: metrics.jsonl, timings.jsonl and a tracker (tensorboard or wandb), continued when a run resumes; a progress bar.
 
 Contract: metrics.jsonl has one JSON object an event, with `step`; a resumed run first cuts it to the bytes it had at its
-checkpoint, so that it ends up as the uninterrupted run's. What depends on clock, machine or cut of the micro-batches goes to
+checkpoint, so that it ends up as the uninterrupted run's, and says where it has been changed. A tracker that fails is left out,
+and costs no run. What depends on clock, machine or cut of the micro-batches goes to
 timings.jsonl, which loses the steps that run again; nothing in it waits for an accelerator. What a tracker writes has the run's id in its name, by which it is found when the run is replaced.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,20 +34,33 @@ METRICS_FILE, TIMINGS_FILE = "metrics.jsonl", "timings.jsonl"
 
 
 class Tracker:
-    """Logs on the main process."""
+    """Logs on the main process.
 
-    def __init__(self, folder: Path, log_with: str, run_id: str, step: int, metrics_bytes: int, config: dict[str, Any]):
-        path = folder / METRICS_FILE
-        path.touch()
-        os.truncate(path, min(metrics_bytes, path.stat().st_size))
-        self.file = path.open("ab")
-        self.timings = _timings_until(folder / TIMINGS_FILE, step).open("ab")
+    Args:
+        folder: of the run.
+        log_with: as in the configuration.
+        run_id: of the run.
+        state: of the checkpoint that it goes on from.
+        config: of the run, for the tracker.
+        say: is given what went wrong and stops nothing.
+    """
+
+    def __init__(
+        self, folder: Path, log_with: str, run_id: str, state: Mapping[str, Any], config: dict[str, Any],
+        say: Callable[[str], None],
+    ):  # fmt: skip
+        self.say = say
+        self.check = _metrics_until(folder / METRICS_FILE, state, say)  # CRC-32 of the file
+        self.file = (folder / METRICS_FILE).open("ab")
+        self.timings = _timings_until(folder / TIMINGS_FILE, state["step"]).open("ab")
         self.board = self.wandb = None
         if log_with == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=step + 1 if step else 0, filename_suffix=f".{run_id}"
+                str(folder / "tensorboard"),
+                purge_step=state["step"] + 1 if state["step"] else 0,
+                filename_suffix=f".{run_id}",
             )
         elif log_with == "wandb":
             import wandb
@@ -60,28 +76,59 @@ class Tracker:
         for file, row in ((self.file, values), (self.timings, clocked)):
             try:
                 if row:
-                    file.write(json.dumps({"step": step, **row}).encode() + b"\n")
+                    line = json.dumps({"step": step, **row}).encode() + b"\n"
+                    file.write(line)
                     file.flush()
+                    self.check = zlib.crc32(line, self.check) if file is self.file else self.check
             except OSError as error:
                 raise not_saved(Path(file.name), error) from error
-        for key, value in {**values, **(clocked or {})}.items():
-            if self.board is not None:
-                self.board.add_scalar(key, value, step)
-        if self.wandb is not None:
-            self.wandb.log({**values, **(clocked or {})}, step=step)
+        try:
+            for key, value in {**values, **(clocked or {})}.items():
+                if self.board is not None:
+                    self.board.add_scalar(key, value, step)
+            if self.wandb is not None:
+                self.wandb.log({**values, **(clocked or {})}, step=step)
+        except Exception as error:  # whatever a tracker meets, the run goes on
+            self._leave_out(error)
 
-    def position(self) -> int:
-        """Bytes of metrics.jsonl so far, on the disk."""
+    def position(self) -> dict[str, int]:
+        """How much of metrics.jsonl there is so far, on the disk: its bytes and their CRC-32, as a checkpoint keeps them."""
         os.fsync(self.file.fileno())
-        return self.file.tell()
+        return {"metrics_bytes": self.file.tell(), "metrics_check": self.check}
 
     def close(self) -> None:
         self.file.close()
         self.timings.close()
-        if self.board is not None:
-            self.board.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        try:
+            if self.board is not None:
+                self.board.close()
+            if self.wandb is not None:
+                self.wandb.finish()
+        except Exception as error:
+            self._leave_out(error)
+
+    def _leave_out(self, error: Exception) -> None:
+        name = "tensorboard" if self.board is not None else "wandb"
+        self.board = self.wandb = None
+        self.say(
+            f"note: {name} failed and is left out from here ({type(error).__name__}: {error!s:.200}); the run goes on"
+        )
+
+
+def _metrics_until(path: Path, state: Mapping[str, Any], say: Callable[[str], None]) -> int:
+    """Cuts metrics.jsonl to what it was at a checkpoint; returns its CRC-32. Where it has been changed since, what is left of it."""
+    path.touch()
+    with path.open("r+b") as file:
+        kept = file.read(state["metrics_bytes"])
+        check = zlib.crc32(kept)
+        file.truncate(len(kept))
+    expected = state.get("metrics_check")
+    if len(kept) == state["metrics_bytes"] and expected in (None, check):
+        return check
+    rows = [f"{json.dumps(row)}\n" for row in read_rows(path) if row["step"] <= state["step"]]
+    say(f"note: {path} was changed since the checkpoint; it goes on with the {len(rows)} lines that can be read")
+    write_whole(path, "".join(rows))
+    return zlib.crc32("".join(rows).encode())
 
 
 def _timings_until(path: Path, step: int) -> Path:
@@ -92,25 +139,49 @@ def _timings_until(path: Path, step: int) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl or timings.jsonl; none where the file is absent."""
-    rows: list[dict[str, Any]] = []
+    """The whole lines of metrics.jsonl or timings.jsonl: a step and numbers; none where the file is absent."""
+    rows: list[dict[str, Any] | None] = []
     with suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    rows.append(row)
-    return rows
+        rows = [_row(line) for line in path.read_bytes().split(b"\n")]
+    return [row for row in rows if row is not None]
+
+
+def damaged_lines(path: Path) -> list[int]:
+    """Numbers of the lines that `read_rows` leaves out; what stands behind the last line end, a run may be writing."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [number for number, line in enumerate(lines, 1) if line.strip() and _row(line) is None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and _is_step(row.get("step")) and all(map(_is_number, row.values()))
+    return row if whole else None
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it can be drawn, or is a float that is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not isinstance(value, int) or abs(value) < 1 << 53
 
 
 def remove_traces(folder: Path, run_id: str) -> None:
     """Deletes metrics.jsonl, timings.jsonl and what the trackers wrote of a run; what else is in their folders stays."""
     for name in (METRICS_FILE, TIMINGS_FILE):
         (folder / name).unlink(missing_ok=True)
-    for path in folder.glob(f"tensorboard/events.out.tfevents.*.{run_id}"):
+    named = glob.escape(run_id)
+    for path in folder.glob(f"tensorboard/events.out.tfevents.*.{named}"):
         path.unlink()
-    for path in folder.glob(f"wandb/*run-*-{run_id}"):
-        shutil.rmtree(path)
+    for path in folder.glob(f"wandb/*run-*-{named}"):
+        if not path.is_symlink():
+            shutil.rmtree(path)
     for path in (folder / "wandb" / name for name in ("latest-run", "debug.log", "debug-internal.log")):
         if path.is_symlink() and not path.exists():
             path.unlink()

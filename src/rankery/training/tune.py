@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from rankery.arguments import checked
 from rankery.config import key_places, load_config
 from rankery.data.examples import computed
 from rankery.errors import InputError
@@ -30,7 +31,8 @@ NEAR = 0.98  # of the fastest counts as fast
 Measured = dict[int, list[float]]  # tokens a second of each round, by budget
 
 
-def tune(config: str | Path | Mapping[str, Any], say: Callable[[str], None] = print, **overrides: Any) -> int:
+@checked
+def tune(config: str | Path | Mapping[str, Any] | None, say: Callable[[str], None] = print, **overrides: Any) -> int:
     """Measures token budgets for a training configuration; returns and keeps the one to use.
 
     Args:

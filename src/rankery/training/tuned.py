@@ -2,12 +2,11 @@
 
 Contract: one small JSON file in the cache folder; a training that names no token_budget takes the one that stands there for its
 model, device and precision, and writes it to its own configuration, so that reruns and resumed runs do not depend on this file.
-A file that cannot be read counts as empty: it costs a measurement, no more.
+A file that cannot be read, or was changed by somebody, counts as empty: it costs a measurement, no more.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import torch
 from rankery.config import TrainConfig
 from rankery.data.encoding import default_cache_folder
 from rankery.models.folders import write_whole
+from rankery.sealed import Schema, read_sealed, sealed
 
 TUNED_FILE = "token_budgets.json"
+LARGEST = 1 << 30  # tokens; nobody measures more
 
 
 def tuned_file(config: TrainConfig) -> Path:
@@ -45,15 +46,19 @@ def tuned_key(config: TrainConfig, model_config: Any, layout: str, device: torch
     return ", ".join(f"{name} {value}" for name, value in parts.items() if value not in (None, False))
 
 
+class Tuned(Schema):
+    """token_budgets.json: a budget for each key; what is no budget is of another rankery, and left alone."""
+
+
 def read_tuned(file: Path) -> dict[str, int]:
     """Budgets by key."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_sealed(file, Tuned)
     except (OSError, ValueError):
         return {}
-    return {key: value for key, value in found.items() if isinstance(value, int)} if isinstance(found, dict) else {}
+    return {key: value for key, value in found.items() if type(value) is int and 0 < value <= LARGEST}
 
 
 def write_tuned(file: Path, key: str, budget: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps({**read_tuned(file), key: budget}, indent=1) + "\n")
+    write_whole(file, sealed({**read_tuned(file), key: budget}) + "\n")

@@ -45,11 +45,12 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rankery.checking.check import MAX_TEXTS, check
     from rankery.checking.fix import check_outputs
-    from rankery.data.files import expand_paths
-    from rankery.models.folders import write_whole
+    from rankery.data.files import check_outside, expand_paths
 
     outputs = [Path(name) for name in (arguments.fix, arguments.json, arguments.html) if name]
     check_outputs(outputs, expand_paths([*arguments.data, *(arguments.against or ())]), arguments.overwrite)
+    for path in outputs:
+        check_outside(path, [model for model in (arguments.model, arguments.score_with) if model])
     left: list[str] = []  # nobody reads the problems any more: head, say
 
     def say(problem: str) -> None:
@@ -77,13 +78,18 @@ def _run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         say=say,
     )
-    for name in filter(None, (arguments.json, arguments.html)):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
     if arguments.json:
-        write_whole(Path(arguments.json), json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
+        _write(arguments.json, json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
     if arguments.html:
         from rankery.checking.page import check_page
 
-        write_whole(Path(arguments.html), check_page(report))
+        _write(arguments.html, check_page(report))
     print(report)  # last: whoever reads the first lines only still gets the files
     return report.status
+
+
+def _write(name: str, text: str) -> None:
+    from rankery.data.files import written_whole
+
+    with written_whole(Path(name)) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))  # a path that is no UTF-8

@@ -11,10 +11,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "demo", help="the main job on built-in data", description="Fine-tune and compare, downloading nothing."
     )
     parser.add_argument("--output", default="demo_run", metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished demo")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from rankery.demo import run_demo
 
-    run_demo(Path(arguments.output))
+    run_demo(Path(arguments.output), arguments.overwrite)

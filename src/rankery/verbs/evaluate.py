@@ -31,10 +31,15 @@ def add(verbs: argparse._SubParsersAction) -> None:
     )
     data.add_argument("--documents", metavar="FILE", help="texts of documents, in the same form")
     parser.add_argument("--output", metavar="DIR", help="folder for metrics.json, queries.csv, report.html, TREC files")
+    parser.add_argument("--overwrite", action="store_true", help="replace files there that no evaluation wrote")
     parser.add_argument(
         "--measures", metavar="NAMES", help='by ir-measures\' names: "nDCG@10 RR@10 AP P(rel=2)@5 R@20"'
     )
-    parser.add_argument("--min-label", type=float, help="label of what is not relevant (default: the model's)")
+    parser.add_argument(
+        "--min-label",
+        type=float,
+        help="label of what is not relevant, where gains begin (default: the first model's, else 0)",
+    )
     parser.add_argument("--relevant-above", type=float, help="labels above it are relevant (default: min-label)")
     parser.add_argument("--recall-at", type=int, nargs="+", default=[10], metavar="K", help="without --measures")
     parser.add_argument("--seed", type=int, default=42, help="breaks ties, draws samples (default 42)")
@@ -79,6 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
         ),
         output=Path(arguments.output) if arguments.output else None,
+        overwrite=arguments.overwrite,
         group=joined(),
         device=arguments.device,
         dtype=arguments.dtype,

@@ -15,10 +15,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--prompt", metavar="NAME", help="preset of a model that rankery has not saved (see docs/prompts.md)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from rankery.models.export import export
 
-    export(arguments.model, arguments.output, arguments.prompt)
+    export(arguments.model, arguments.output, arguments.prompt, arguments.overwrite)

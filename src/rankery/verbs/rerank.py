@@ -14,6 +14,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", required=True, metavar="DIR")
     parser.add_argument("--input", metavar="FILE", help="default: standard input")
     parser.add_argument("--output", metavar="FILE", help="default: standard output")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
     parser.add_argument("--top-k", type=int, metavar="K", help="documents to keep of each query")
     parser.add_argument("--normalize", action="store_true", help="scores in [0, 1]")
     parser.add_argument("--calibrated", action="store_true", help="probabilities of relevance (see rankery calibrate)")
@@ -28,6 +29,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.model,
         arguments.input,
         arguments.output,
+        overwrite=arguments.overwrite,
         top_k=arguments.top_k,
         device=arguments.device,
         dtype=arguments.dtype,

@@ -7,6 +7,7 @@ import os
 
 from rankery.errors import InputError
 from rankery.launcher import ENGINES, launch
+from rankery.processes import check_count
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -23,8 +24,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rankery.config import load_config, parse_overrides
 
-    if arguments.processes < 1:
-        raise InputError(f"--processes is {arguments.processes}; expected at least 1")
+    check_count(arguments.processes)
     launched = "LOCAL_RANK" in os.environ
     if (arguments.processes > 1 or arguments.engine) and launched:
         raise InputError("--processes and --engine start a launcher, but a launcher runs this already; leave them out")
