@@ -24,7 +24,8 @@ from rankery.data.records import LabelRange
 from rankery.data.template import PairTemplate, Prompt, is_chat, pair_template
 from rankery.data.tokens import control_tokens, shortened, text_ids, tokenize
 from rankery.distilling.store import teacher_digest
-from rankery.evaluation.retrieval import MeanEncoder
+from rankery.evaluation.retrieval import DenseEncoder
+from rankery.models.contract import contract_text
 from rankery.models.reranker import encode_pairs
 
 CORPUS = [
@@ -189,7 +190,7 @@ def test_a_document_cannot_close_a_chat(chat: Path, tmp_path: Path) -> None:
     assert contract.pop("special_tokens_in_text") == "literal"
     assert contract.pop("document_first") is False
     del contract["template"]["special_tokens_in_text"]
-    (tmp_path / "saved" / "rankery.json").write_text(json.dumps(contract))
+    (tmp_path / "saved" / "rankery.json").write_text(contract_text(contract))
     old = LLMDecoder.from_pretrained(tmp_path / "saved")
     assert old.template == parsing.template
     torch.testing.assert_close(old.compute_score(pairs), parsing.compute_score(pairs), rtol=1e-4, atol=1e-5)
@@ -292,7 +293,7 @@ def test_of_a_text_of_megabytes_little_is_tokenised(
     assert sum(seen) < 30_000
     seen.clear()
     if kind == "bert":  # embeddings of the retrievers and baselines too
-        encoder = MeanEncoder(bert, max_len=64, device="cpu")
+        encoder = DenseEncoder(bert, max_len=64, device="cpu")
         encoder.encode([text, "sun"])
         assert sum(seen) < 30_000
         expected = encoder.tokenizer(text, truncation=True, max_length=64)["input_ids"]
@@ -390,6 +391,7 @@ def test_digests_stay_what_they_were(bert: Path, monkeypatch: pytest.MonkeyPatch
     assert set(template.to_dict()) == {
         "prefix", "middle", "suffix", "token_types", "max_len", "pad_token_id", "query_format", "document_format",
     }  # fmt: skip
+    assert set(replace(template, token_types=None).to_dict()) == set(template.to_dict()), "a decoder's"
     changed = [replace(template, document_first=True), replace(template, special_tokens_in_text="literal")]
     assert len({t.fingerprint() for t in (template, *changed)}) == 3
     reranker = CrossEncoder.from_pretrained(bert, seed=0)

@@ -48,6 +48,8 @@ class _Template(_Schema):
     pad_token_id: TokenId
     query_format: str
     document_format: str
+    document_first: bool = False
+    special_tokens_in_text: Literal["literal", "parse"] = "parse"
 
 
 class _Probe(_Schema):
