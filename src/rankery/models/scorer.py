@@ -147,7 +147,8 @@ def model_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def final_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
     """What some families do to vocabulary logits: scale them (Cohere, Granite), or cap them (Gemma 2: cap * tanh(x / cap))."""
     logits = logits * logit_factor(config)
-    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2, RecurrentGemma, xLSTM
+    cap = next((cap for name in names if (cap := getattr(config.get_text_config(), name, None))), None)
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
