@@ -296,7 +296,7 @@ def test_fix_writes_over_nothing(tmp_path: Path) -> None:
     (tmp_path / "there.jsonl").write_text("mine")
     for target, options, message in (
         (data, {"overwrite": True}, "is one of the files"),
-        (tmp_path / "there.jsonl", {}, "--overwrite replaces it"),
+        (tmp_path / "there.jsonl", {}, "overwrite replaces it"),
         (tmp_path, {}, "is a folder"),
     ):
         with pytest.raises(InputError, match=message):
@@ -336,7 +336,7 @@ def test_relevance_by_label_and_by_list(tmp_path: Path) -> None:
     rows[2]["pos_scores"] = [0, 0, 0]
     rows[6]["neg"].append(rows[6]["pos"][2].replace(" ", ", "))  # nearly one that is not relevant
     report = checked(tmp_path, rows, max_label=2)
-    assert kinds(report) == {"no_positive", "near_document"}
+    assert kinds(report) == {"no_positive", "near_document", "grades"}
     assert report.lengths is not None
     assert report.lengths.positives == 22
     assert checked(tmp_path, rows, relevant_above=1).lengths.positives == 11  # type: ignore[union-attr]

@@ -98,10 +98,10 @@ def test_only_lists_can_be_kept_apart(model: Path, tmp_path: Path) -> None:
 
     listed = {"query": "sun", "pos": ["sun"], "neg": ["sea"]}
     others = [{"query": "sun", "content": "sea", "label": 0}, {"query": "sun", "documents": ["sea"]}]
-    wrong = 'has no lists; expected "pos" and "neg", or leave --keep-lists out'
+    wrong = 'has no lists; expected "pos" and "neg", or leave keep_lists out'
     assert refused([listed, *others]) == [f":2: {wrong}", f":3: {wrong}"]
     (said,) = refused([{"query": "sun", "pos": ["sun", "sea"], "pos_scores": [1, 0]}])
-    assert said == ': lists no documents as negatives; expected lines with "neg", or leave --keep-lists out'
+    assert said == ': lists no documents as negatives; expected lines with "neg", or leave keep_lists out'
 
 
 def test_all_shapes_of_data(model: Path, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_store_answers_for_pairs_that_it_knows(
     plain = score_file([Teacher(reranker)], [data], tmp_path / "plain.jsonl")
     store = tmp_path / "scores.sqlite"
     first = score_file([Teacher(reranker)], [data], tmp_path / "first.jsonl", store=store)
-    monkeypatch.setattr(type(reranker), "compute_score", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(type(reranker), "compute_score", lambda *_, **__: pytest.fail("scored again"))
     second = score_file([Teacher(reranker)], [data], tmp_path / "second.jsonl", store=store)
     assert first.read_bytes() == second.read_bytes()
     for a, b in zip(rows(plain), rows(first), strict=True):
@@ -364,8 +364,8 @@ def test_several_teachers_are_averaged_in_logit_space(bert: Path, llama: Path, d
     # A yes/no teacher's score is P(yes) / (P(yes) + P(no)).
     alone = rows(score_file([Teacher(decoder)], [data], tmp_path / "alone.jsonl"))[0]
     ids, _ = decoder.template.build(
-        decoder.tokenizer(f"query: {pairs[0][0]}", add_special_tokens=False)["input_ids"],
-        decoder.tokenizer(f"document: {pairs[0][1]}", add_special_tokens=False)["input_ids"],
+        decoder.tokenizer(decoder.prompt.query_format.replace("{}", pairs[0][0]), add_special_tokens=False)["input_ids"],
+        decoder.tokenizer(decoder.prompt.document_format.replace("{}", pairs[0][1]), add_special_tokens=False)["input_ids"],
     )
     with torch.no_grad():
         chances = decoder.model(torch.from_numpy(ids)[None]).logits[0, -1].softmax(dim=0)

@@ -106,7 +106,7 @@ def test_resumed_run_is_the_uninterrupted_run(decoder_config: dict, tmp_path: Pa
     whole = train(settings).parent
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
-    for path in (cut / "checkpoints").iterdir():
+    for path in (cut / "checkpoints").glob("*_*"):
         if int(path.name.split("_")[1]) > 8:
             shutil.rmtree(path)
     train(settings, output_dir=str(cut), resume=True)

@@ -50,7 +50,7 @@ def loading(name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (InputError, Warning):
+    except (InputError, Warning, torch.OutOfMemoryError):
         raise
     except BaseException as error:  # files of others make libraries raise anything
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust code
