@@ -101,7 +101,7 @@ def cut_back(whole: Path, cut: Path, step: int) -> None:
     """What a run leaves that was interrupted after a step."""
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "model")
-    for path in (cut / "checkpoints").iterdir():
+    for path in (cut / "checkpoints").glob("*_*"):
         if int(path.name.rsplit("_", 1)[1]) > step:
             shutil.rmtree(path)
 

@@ -364,8 +364,12 @@ def test_several_teachers_are_averaged_in_logit_space(bert: Path, llama: Path, d
     # A yes/no teacher's score is P(yes) / (P(yes) + P(no)).
     alone = rows(score_file([Teacher(decoder)], [data], tmp_path / "alone.jsonl"))[0]
     ids, _ = decoder.template.build(
-        decoder.tokenizer(decoder.prompt.query_format.replace("{}", pairs[0][0]), add_special_tokens=False)["input_ids"],
-        decoder.tokenizer(decoder.prompt.document_format.replace("{}", pairs[0][1]), add_special_tokens=False)["input_ids"],
+        decoder.tokenizer(decoder.prompt.query_format.replace("{}", pairs[0][0]), add_special_tokens=False)[
+            "input_ids"
+        ],
+        decoder.tokenizer(decoder.prompt.document_format.replace("{}", pairs[0][1]), add_special_tokens=False)[
+            "input_ids"
+        ],
     )
     with torch.no_grad():
         chances = decoder.model(torch.from_numpy(ids)[None]).logits[0, -1].softmax(dim=0)

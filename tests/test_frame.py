@@ -214,6 +214,7 @@ def test_readme_commands_run(workplace: Path) -> None:
     for name in ("training_bert", "graded", "three_epochs", "distilled"):
         assert (workplace / "output" / name / "model" / "rankery.json").is_file()
     assert {path.name for path in (workplace / "output/evaluation").iterdir()} == {
+        "evaluation.json",
         "metrics.json",
         "queries.csv",
         "report.html",

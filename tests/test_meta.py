@@ -19,7 +19,8 @@ from rankery import CrossEncoder, LLMDecoder
 from rankery.config import load_config
 from rankery.data.collate import Batch, pack
 from rankery.models import varlen
-from rankery.models.packing import DECODERS, ENCODERS, PREFIX
+from rankery.models.layouts import DECODERS, ENCODERS
+from rankery.models.packing import PREFIX
 from rankery.models.scorer import Scorer
 from rankery.objective import LOSSES, Objective
 from rankery.training import validation

@@ -17,7 +17,7 @@ from rankery.data.template import pair_template
 from rankery.data.tokens import Reading as TextReading
 from rankery.errors import check_whole
 from rankery.models.calibration import read_calibration
-from rankery.models.contract import PROBES, check_arguments, check_contract, check_reading, read_contract
+from rankery.models.contract import check_arguments, check_contract, check_reading, read_contract
 from rankery.models.foreign import check_foreign
 from rankery.models.loading import (
     REPORTED,
@@ -133,7 +133,7 @@ class CrossEncoder(Reranker):
             in_own_thread(reranker.to, device, dtype)
             reranker.cache_dir = cache_dir
             if contract is None:
-                in_own_thread(reranker.compute_score, PROBES[:1])  # what cannot score is not opened
+                in_own_thread(reranker.try_out)
             else:
                 reranker.calibration = read_calibration(contract, model_name_or_path)
                 check_contract(contract, reranker, model_name_or_path, verify)

@@ -189,7 +189,7 @@ class LLMDecoder(Reranker):
             reranker.cache_dir = cache_dir
             if contract is None:
                 in_own_thread(check_head, reranker, name)
-                in_own_thread(reranker.compute_score, PROBES[:1])  # what cannot score is not opened
+                in_own_thread(reranker.try_out)
             else:
                 reranker.calibration = read_calibration(contract, name)
                 check_contract(contract, reranker, name, verify)

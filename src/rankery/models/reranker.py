@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,6 +141,14 @@ class Reranker:
     def eval(self) -> Reranker:
         self.scorer.eval()
         return self
+
+    def try_out(self) -> None:
+        """Scores one pair of a model that nobody has scored with: what cannot score is not opened.
+
+        Memory that another process or program has taken says nothing about the model.
+        """
+        with suppress(torch.OutOfMemoryError):
+            self.compute_score([("query", "document")])
 
     def compute_score(
         self,
