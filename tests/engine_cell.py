@@ -57,11 +57,14 @@ def settings(folder: Path, column: str, precision: str) -> dict[str, Any]:
 def check(folder: Path, own: Path, column: str, precision: str) -> None:
     """Runs all trainings of a cell into `own`."""
     from rankery import train
+    from rankery.training import validation
 
     base = settings(folder, column, precision)
     train(base, **EXACT, **SGD, output_dir=str(own / "sgd"))
+    original = validation.validation_logits
     keep_validation_logits(own)
     train(base, **EXACT, **ADAM, val_dataset=str(folder / "val.jsonl"), best_metric=None, output_dir=str(own / "adam"))
+    validation.validation_logits = original  # runs without validation data end with a look at training data
     train(base, **DROPOUT, output_dir=str(own / "whole"))
     for step in (2, 3):  # in the middle of an epoch, at its end
         cut = own / f"cut_{step}"

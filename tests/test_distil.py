@@ -458,6 +458,16 @@ def test_scores_that_are_no_numbers_are_not_kept(
         assert list(known) == [pair_key(digest, "rain", "rain")]
 
 
+def instead(words: list[str], *others: str) -> list[str]:
+    """A command line with other values of what it has: key=value words, or an option and its value."""
+    keys = {word.split("=")[0] for word in others if "=" in word}
+    kept = [word for word in words if "=" not in word or word.split("=")[0] not in keys]
+    for option, value in zip(others, others[1:], strict=False):
+        if option.startswith("--"):
+            kept[kept.index(option) + 1] = value
+    return kept + [word for word in others if "=" in word]
+
+
 def test_distillation_compares_teacher_and_students(
     config: dict, bert: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -481,19 +491,19 @@ def test_distillation_compares_teacher_and_students(
     assert main(words) == 0
     assert "scores of the training data" not in capsys.readouterr().out
     # Other settings, which the models there were not trained with: refused. What changes no model may differ.
-    assert main([*words, "log_interval=5", "lr=1e-4", "labels.loss_type=point_mse"]) == 2
+    assert main(instead(words, "log_interval=5", "lr=1e-4", "labels.loss_type=point_mse")) == 2
     loss, rate = sorted(capsys.readouterr().err.splitlines())
     kept = "keep it, or choose another --output"
     run = out / "labels" / "run.json"
     assert loss == f"error: student, labels: loss_type was 'point_ce' in {run}, got 'point_mse'; {kept}"
     assert rate == f"error: student, labels: lr was 2e-05 in {run}, got 0.0001; {kept}"
-    assert main([*words, "batch_size=8"]) == 2
+    assert main(instead(words, "batch_size=8")) == 2
     assert "student, distilled: batch_size x gradient_accumulation_steps x processes was 4" in capsys.readouterr().err
-    assert main([*words, "--student", str(model)]) == 2
+    assert main(instead(words, "--student", str(model))) == 2
     assert f"model_name_or_path was {config['model_name_or_path']!r}" in capsys.readouterr().err
     other = tmp_path / "other"
     CrossEncoder.from_pretrained(bert, seed=2, max_len=48).save_pretrained(other)
-    assert main([*words, "--teacher", str(other)]) == 2
+    assert main(instead(words, "--teacher", str(other))) == 2
     assert "other data or another teacher" in capsys.readouterr().err
     assert main([*words, "output_dir=x"]) == 2
     assert "output_dir is set" in capsys.readouterr().err

@@ -936,8 +936,8 @@ def test_wandb_offline(config: dict) -> None:
 
 @pytest.mark.parametrize("mode", ["online", "disabled"])
 def test_wandb_without_a_login(config: dict, tmp_path: Path, mode: str) -> None:
-    words = [f"{key}={value}" for key, value in {**config, "log_with": "wandb", "epochs": 1}.items()]
-    words += ["train_dataset=nowhere.jsonl"] if mode == "online" else []
+    changed = {"log_with": "wandb", "epochs": 1} | ({"train_dataset": "nowhere.jsonl"} if mode == "online" else {})
+    words = [f"{key}={value}" for key, value in {**config, **changed}.items()]
     code = "import sys; from rankery.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
     unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
     done = run_python(code, *words, **unreachable, WANDB_MODE=mode)
