@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partialmethod
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -462,7 +463,7 @@ def instead(words: list[str], *others: str) -> list[str]:
     """A command line with other values of what it has: key=value words, or an option and its value."""
     keys = {word.split("=")[0] for word in others if "=" in word}
     kept = [word for word in words if "=" not in word or word.split("=")[0] not in keys]
-    for option, value in zip(others, others[1:], strict=False):
+    for option, value in pairwise(others):
         if option.startswith("--"):
             kept[kept.index(option) + 1] = value
     return kept + [word for word in others if "=" in word]
