@@ -76,7 +76,12 @@ def foreign_files(folder: Path) -> list[str]:
         return []
     contract = read_contract(folder)
     ours = {CONTRACT_FILE, *(name.split("/")[0] for name in contract["files"])} if contract else set()
-    return sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    # What a killed writing of the contract leaves is ours too.
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ours and not path.name.startswith(f".tmp-{CONTRACT_FILE}-")
+    )
 
 
 def check_arguments(contract: dict[str, Any] | None, arguments: dict[str, Any], name: str) -> None:
