@@ -158,6 +158,10 @@ def write_model_directory(
 
 def add_golden(folder: Path, reranker: Reranker) -> None:
     """Puts golden scores into a directory without any; `reranker` is of the same kind, its weights may be others."""
+    for left in folder.glob(
+        f".tmp-{CONTRACT_FILE}-*"
+    ):  # by an attempt that was killed; the run's lock keeps others out
+        left.unlink()
     contract = read_contract(folder)
     if contract is not None and not contract["probes"]:
         contract |= golden_of(reranker, folder, is_remote_code(reranker.model))
