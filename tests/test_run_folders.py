@@ -506,3 +506,18 @@ def test_a_few_random_kills() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^\d+ kills, 0 differences", done.stdout, re.M)
+
+
+def test_what_killed_writings_leave_goes(unfinished: dict, tmp_path: Path) -> None:
+    """safetensors' own temporary file beside the checkpoints, and that of a contract in the published model."""
+    settings = copied(unfinished, tmp_path)
+    out = Path(settings["output_dir"])
+    (out / "checkpoints" / ".tmpEnbR2o").write_bytes(b"half")
+    model = train(settings)
+    contract = json.loads((model / "rankery.json").read_text())
+    bare = {**contract, "probes": [], "golden": [], "tolerance": {}}
+    (model / "rankery.json").write_text(json.dumps({key: value for key, value in bare.items() if key != "digest"}))
+    (model / ".tmp-rankery.json-430").write_text("{")
+    train(settings)
+    assert not list(out.rglob(".tmp*"))
+    assert json.loads((model / "rankery.json").read_text())["golden"] == contract["golden"]

@@ -41,6 +41,7 @@ RUN_FILE, CONFIG_FILE, REPORT_FILE, BUDGET_FILE = "run.json", "config.yaml", "re
 FOLDERS = ("tensorboard", "wandb", "checkpoints", "model")
 OURS = (METRICS_FILE, TIMINGS_FILE, *FOLDERS, REPORT_FILE, CONFIG_FILE, RUN_FILE)
 MODELS = ("best", "last", "final")  # kinds of model folders in checkpoints/
+ASIDE = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # safetensors' own name for a file that it is writing: optimiser state
 LEFTOVER = re.compile(
     r"\.(tmp|old)-(checkpoint_\d+|best_\d+|last_\d+|final_\d+|model|config\.yaml|run\.json|report\.html|metrics\.jsonl|timings\.jsonl"
     r"|token_budget|published\.json|optimizer)(-.*)?"
@@ -314,6 +315,9 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _clear_leftovers(folder: Path) -> None:
+    for path in (folder / "checkpoints").glob(".tmp*"):
+        if ASIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
     for path in _leftovers(folder):
         kind, name, _ = LEFTOVER.fullmatch(path.name).groups()  # type: ignore[union-attr]
         if path.is_symlink() or not path.is_dir():
