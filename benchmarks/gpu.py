@@ -43,6 +43,7 @@ from rankery.models import budget, varlen
 from rankery.models.contract import PROBES
 from rankery.training import loop
 from rankery.training.engine import start_engine
+from rankery.training.optim import lr_factor, set_lr
 from rankery.training.run import Run, build
 from rankery.training.step import settle, train_step
 
@@ -116,8 +117,12 @@ class Bench:
         return run
 
     def steps(self, run: Run) -> torch.Tensor:
-        """(loss, gradient norm) of each step, [STEPS, 2]."""
-        return torch.tensor([settle(run, train_step(run, number, batches)) for number, batches in loop._steps(run, 0)])
+        """(loss, gradient norm) of each step, [STEPS, 2], at the learning rates that the loop would set."""
+        found = []
+        for number, batches in loop._steps(run, 0):
+            set_lr(run.optimizer, lr_factor(number, run.steps, run.config.warmup_proportion))
+            found.append(settle(run, train_step(run, number, batches)))
+        return torch.tensor(found)
 
 
 def largest_difference(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -115,7 +115,7 @@ def special(kind: str) -> dict[str, Any]:
         "convbert": {"embedding_size": 32}, "fnet": {"tpu_short_seq_length": POSITIONS}, "yoso": {"num_hash": 4, "hash_code_len": 4},
         "flaubert": {"emb_dim": 32}, "xlm": {"emb_dim": 32}, "perceiver": {"d_latents": 32, "num_latents": 8},
         "axk1": {"n_group": 1, "topk_group": 1}, "axk2": {"n_group": 1, "topk_group": 1}, "xmod": {"default_language": "en_XX"}, "codegen": {"rotary_dim": 8}, "gptj": {"rotary_dim": 8}, "gemma3n_text": {"num_kv_shared_layers": 0},
-        "gemma4_text": {"num_kv_shared_layers": 0}, "nystromformer": {"segment_means_seq_len": 64, "num_landmarks": 8},
+        "gemma4_text": {"num_kv_shared_layers": 0}, "nystromformer": {"segment_means_seq_len": 64, "num_landmarks": 64},  # equal, as published
         "phi3": {"original_max_position_embeddings": POSITIONS},
         "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
     }  # fmt: skip
